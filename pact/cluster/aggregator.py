@@ -110,8 +110,7 @@ class Aggregator:
         self._pollables: dict[int, Any] = {}
         self._fds: dict[int, str] = {}  # connection -> key: at most as many as there are descriptors
         self._stopping = self._reload = False
-        self.bad = 0
-        self.gate = Gate()
+        self.gate, self.bad = Gate(self.context, lambda fd: end_connection(fd, self.port)), 0
         note = lambda text: log(text, 4)  # noqa: E731
         self.zap = Zap(self.context, self._may_connect, note, self._watch, self._unwatch, self.gate.waits)
         self.router = self._bind()
@@ -169,6 +168,7 @@ class Aggregator:
         # No handover either: a routing id belongs to its connection while that lives.
         router.set(zmq.ROUTER_MANDATORY, 1)  # T13
         router.sndhwm, router.rcvhwm = CHILD_HWM, 0
+        self.gate.follow(router)
         self.bind(router, self.config.tree)
         return router
 
@@ -321,8 +321,7 @@ class Aggregator:
         ends_ns = now_ns + ROUTER_NS
         for _ in range(ROUTER_BATCH):
             messages, everything = self._port.receive_from(ROUTER_READ)
-            for fd, key in self.gate.read(messages, everything, peers):
-                end_connection(fd, self.port)
+            for key in self.gate.read(messages, everything, peers):
                 self._end(key, now_ns)
             for rid, key, connection, frame in messages:
                 peer = peers.get(key)
@@ -449,8 +448,8 @@ class Aggregator:
         once."""
         self._auth_look_ns = now_ns + AUTH_LOOK_NS
         self._zap_more |= self.zap.renew(now_ns)
-        said = self.door.look()
-        if said:
+        self.gate.look(not self._router_more)
+        if said := self.door.look():
             log(said, 4)
         if now_ns >= self._trim_ns and not self.relay.calls.open:
             self._trim_ns = now_ns + TRIM_NS
@@ -504,6 +503,7 @@ class Aggregator:
         self._perform(self.relay.leave(now_ns), now_ns)
         self.links.close()
         self.router.close(100)
+        self.gate.close()
         self.zap.close()
         self.poller.close()
         self.context.term()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
+
+import zmq
 
 from pact.core.tree.directory import Peer
 from pact.host.notify import log
 from pact.limits import FRAME_MAX
 from pact.net.floods import Floods, PutOff, travelled
+from pact.net.unended import Accepted, Unended
 
 #: More than any child may have under way: the windows of an aggregator's streams, and a frame.
 CHILD_BYTES_MAX: Final = (128 << 20) + 2 * FRAME_MAX
@@ -18,8 +21,30 @@ CHILD_BYTES_MAX: Final = (128 << 20) + 2 * FRAME_MAX
 class Gate:
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: zmq.Context[Any], cut: Callable[[int], object]) -> None:
+        """``cut(fd)`` ends a connection."""
+        self._cut = cut
         self._floods, self._put_off = Floods(CHILD_BYTES_MAX), PutOff()
+        self._accepted, self._unended = Accepted(context), Unended(CHILD_BYTES_MAX, 2 * FRAME_MAX)
+
+    def follow(self, sock: zmq.Socket[bytes]) -> None:
+        """The socket to which children connect; call it before it is bound. Raises ZMQError."""
+        self._accepted.follow(sock)
+
+    def close(self) -> None:
+        self._accepted.close()
+
+    def look(self, everything: bool) -> None:
+        """Call it about every second; ``everything``: all that came is read. Whoever sends what never ends is cut off;
+        whose connection that is, nobody knows."""
+        if everything:
+            self._unended.caught_up()
+        self._unended.accepted(self._accepted.take())
+        found = self._unended.look()
+        for fd in found:
+            self._cut(fd)
+        if found:
+            log(f"{len(found)} connections send messages that do not end: cut off", 4)
 
     def waits(self, key: str) -> bool:
         """Whether a key may not connect for now."""
@@ -31,20 +56,24 @@ class Gate:
 
     def read(
         self, messages: Collection[tuple[bytes, str, int, Any]], everything: bool, peers: Mapping[str, Peer]
-    ) -> list[tuple[int, str]]:
+    ) -> list[str]:
         """What was read just now (routing id, key, descriptor, frame), and whether that was everything. Returns the
-        descriptors and keys of connections to be cut off.
+        keys whose connections were cut off.
         """
-        if everything:
-            self._floods.caught_up()
-            return []
+        self._unended.accepted(self._accepted.take())  # whoever has sent something was accepted before
         taken = dict[int, int]()
         for _, _, fd, frame in messages:
             if frame is not None:
                 taken[fd] = taken.get(fd, 0) + travelled(len(frame))
+        for fd, size in taken.items():
+            self._unended.read(fd, size)
+        if everything:
+            self._floods.caught_up()
+            return []
         flooding = self._floods.behind({fd: key for _, key, fd, _ in messages}, time.monotonic(), taken)
-        for key in flooding.values():
+        for fd, key in flooding.items():
+            self._cut(fd)
             self.put_off(key)
             name = peers[key].name if key in peers else "a child"
             log(f"{name} sends faster than it can be read: cut off for a minute", 4)
-        return list(flooding.items())
+        return list(flooding.values())

@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import zmq
 
+from pact.host.notify import log
 from pact.limits import TOPICS_BYTES_MAX
 from pact.net.floods import connection, received_bytes
-from pact.net.monitors import next_event
+from pact.net.unended import LOOK_S, Accepted, Unended
 
 #: Of one connection during one turn: more than it may subscribe to at all.
 EACH_BYTES_MAX: Final = 2 * TOPICS_BYTES_MAX
@@ -28,27 +29,28 @@ USUAL_BYTES: Final = 32 << 10
 STUCK_S: Final = 0.002  # how long a call of libzmq's may last before connections are looked at, and how often then
 FRESH_S: Final = 5.0  # of a connection this young all bytes count
 JOIN_S: Final = 5.0
+PAUSE_S: Final = 1.0  # after an error
+#: Of one connection while everything is read: more than its subscriptions, as far as they are not read from the kernel.
+ONE_BYTES_MAX: Final = 256 << 10
 
 
 class Guard:
     """``cut(fd)`` ends a connection; it is called in the guard's thread.
 
     ``begins`` and ``ends`` enclose each turn of the thread that is guarded, which counts ``moved`` up whenever libzmq
-    has returned; ``follow`` gives its socket.
+    has returned; ``follow`` gives its socket. ``unended`` wants to know what is read.
     """
 
     def __init__(self, context: zmq.Context[Any], name: str, cut: Callable[[int], object]) -> None:
-        self._context = context
         self._cut = cut
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._asleep = True
         self._closing = False
         self._turn = 0  # odd: under way
         self.moved = 0
-        self._address = ""  # of the newest monitor
-        self._made = 0
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._followed = ""
+        self._accepted = Accepted(context)
+        self.unended = Unended(EACH_BYTES_MAX, ONE_BYTES_MAX)
+        self._look_due_s = 0.0
         self._known: dict[tuple[int, int], tuple[int, float]] = {}  # bytes before this turn, and when it was accepted
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -56,19 +58,18 @@ class Guard:
         self._thread.start()
 
     def close(self) -> None:
+        """Call it when the socket is closed."""
         self._closing = True
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
             self._thread.join(JOIN_S)
         if not self._thread.is_alive():
             os.close(self._wake)
+            self._accepted.close()
 
     def follow(self, sock: zmq.Socket[Any]) -> None:
-        """Call it before the socket is bound, in its thread."""
-        self._made += 1
-        address = f"inproc://{id(self)}-{self._made}"
-        sock.monitor(address, zmq.EVENT_ACCEPTED)
-        self._address = address
+        """Call it before the socket is bound, in its thread. Raises ZMQError."""
+        self._accepted.follow(sock)
 
     def begins(self) -> None:
         self._turn += 1
@@ -79,57 +80,56 @@ class Guard:
         self._turn += 1
 
     def _run(self) -> None:
-        try:
-            while not self._closing:
-                self._asleep = True
-                if self._turn % 2 == 0:
-                    self._wait()
-                self._asleep = False
+        while not self._closing:
+            try:
+                self._guard_turn()
+            except Exception as exc:  # no error ends the guard
+                log(f"the guard of subscribers: {type(exc).__name__}: {exc}", 4)
+                if isinstance(exc, zmq.ContextTerminated):
+                    return
+                time.sleep(PAUSE_S)
+
+    def _guard_turn(self) -> None:
+        self._asleep = True
+        if self._turn % 2 == 0:
+            self._wait()
+        self._asleep = False
+        self._take_accepted()
+        self._look_for_unended()
+        turn, first = self._turn, True
+        while turn % 2 and not self._closing:
+            moved = self.moved
+            time.sleep(STUCK_S)
+            if self._turn != turn:
+                break
+            if self.moved == moved:  # libzmq has not come back
                 self._take_accepted()
-                turn, first = self._turn, True
-                while turn % 2 and not self._closing:
-                    moved = self.moved
-                    time.sleep(STUCK_S)
-                    if self._turn != turn:
-                        break
-                    if self.moved == moved:  # libzmq has not come back
-                        self._take_accepted()
-                        self._look(first)
-                        first = False
-        finally:
-            if self._monitor is not None:
-                self._monitor.close(0)
+                self._look(first)
+                first = False
 
     def _wait(self) -> None:
-        """Until a turn begins, or a connection was accepted: libzmq keeps a bounded number of notes about those, and
-        would wait with everything else."""
+        """Until a turn begins, a connection was accepted, or it is time to look."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        if self._monitor is not None:
-            poller.register(int(self._monitor.get(zmq.FD)), select.POLLIN)
-        poller.poll()
+        if (fd := self._accepted.fileno()) >= 0:
+            poller.register(fd, select.POLLIN)
+        poller.poll(LOOK_S * 1000)
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             pass
 
     def _take_accepted(self) -> None:
-        if self._followed != self._address:  # bound anew
-            if self._monitor is not None:
-                self._monitor.close(0)
-            self._followed = self._address
-            self._monitor = self._context.socket(zmq.PAIR)
-            self._monitor.linger = 0
-            self._monitor.connect(self._followed)
-            self._known.clear()
-        while self._monitor is not None:
-            try:
-                event, fd = next_event(self._monitor, zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            which = connection(fd) if event == zmq.EVENT_ACCEPTED else None
-            if which is not None:
-                self._known[which] = 0, time.monotonic()
+        new = list(self._accepted.take())
+        self._known.update(dict.fromkeys(new, (0, time.monotonic())))
+        self.unended.accepted(new)
+
+    def _look_for_unended(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + LOOK_S
+            for fd in self.unended.look():
+                self._cut(fd)
 
     def _look(self, first: bool) -> None:
         """Cut off who has sent too much since the turn began."""

@@ -335,10 +335,12 @@ class Publisher(Threaded):
             try:
                 frame = sock.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._guard.unended.caught_up()
                 return False
             self._took = True
             self._guard.moved += 1
             fd = fd_of(frame)
+            self._guard.unended.heard((fd,))
             if fd < 0:
                 self._sweep_due_s = min(self._sweep_due_s, time.monotonic() + PAUSE_S)
                 continue

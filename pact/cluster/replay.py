@@ -21,6 +21,7 @@ from pact.core.root import public
 from pact.errors import JournalError, RequestError
 from pact.limits import REPLAY_REQUEST_MAX
 from pact.net.floods import Floods
+from pact.net.unended import LOOK_S, Accepted, Unended
 
 SEND_MAX: Final = 2000
 PEERS_MAX: Final = 1024
@@ -83,6 +84,8 @@ class Replay(Threaded):
         self._peers: dict[bytes, _Peer] = {}
         self._users: Counter[str] = Counter()
         self._floods = Floods(FLOOD_BYTES_MAX)
+        self._accepted, self._unended = Accepted(context), Unended(FLOOD_BYTES_MAX, FLOOD_BYTES_MAX)
+        self._look_due_s = 0.0
         self.sent = 0
         self.gave_up = 0
         self.refused: Counter[str] = Counter()
@@ -90,15 +93,34 @@ class Replay(Threaded):
     def stats(self) -> dict[str, Any]:
         return {"sent": self.sent, "refused": dict(self.refused), "gave_up": self.gave_up, "waiting": len(self._peers)}
 
+    def _made(self, sock: zmq.Socket[Any]) -> None:
+        self._accepted.follow(sock)
+
+    def close(self) -> None:
+        super().close()
+        if not self._thread.is_alive():
+            self._accepted.close()
+
+    def _look(self) -> None:
+        """Cut off who sends what never ends."""
+        now_s = time.monotonic()
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + LOOK_S
+            self._unended.accepted(self._accepted.take())
+            for fd in self._unended.look():
+                self.refused["a message without end"] += 1
+                end_connection(fd, int(self.address.rpartition(":")[2]))
+
     def _begun(self) -> None:
         self._peers.clear()
         self._users.clear()
 
     def _work(self, sock: zmq.Socket[Any]) -> float:
+        self._look()
         if self._drain(sock):
             return 0.0
         now_s = time.monotonic()
-        wait_s = 60.0
+        wait_s = LOOK_S
         for key, peer in list(self._peers.items()):
             if peer.retry_s > now_s:
                 wait_s = min(wait_s, peer.retry_s - now_s)
@@ -120,6 +142,8 @@ class Replay(Threaded):
             try:
                 key, *rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._unended.heard(read)
+                self._unended.caught_up()
                 self._floods.caught_up()
                 return False
             self._took = True
@@ -128,6 +152,7 @@ class Replay(Threaded):
             if rest:
                 read[fd_of(rest[-1])] = user
             self._take(bytes(key.buffer), user, frames)
+        self._unended.heard(read)
         for fd, user in self._floods.behind(read, time.monotonic()).items():
             self.refused["too many requests"] += 1
             self._put_off(user)

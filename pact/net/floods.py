@@ -16,9 +16,8 @@ import struct
 import threading
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
-
-from pact.values import NOTHING
 
 #: Reading has been behind for this long before anything is looked at: in ordinary work it never is.
 PATIENCE_S: Final = 0.1
@@ -28,6 +27,7 @@ PUT_OFF_S: Final = 60.0
 #: ``tcpi_bytes_received`` of ``struct tcp_info`` in <linux/tcp.h>, since Linux 4.1.
 _RECEIVED_AT: Final = 128
 _U64: Final = struct.Struct("=Q")
+_NOTHING: Final[Mapping[int, int]] = MappingProxyType({})
 #: What CURVE adds to a message: a command's name, a nonce, a seal and flags; then its length is written in front.
 _SEALED: Final = 8 + 8 + 16 + 1
 
@@ -103,7 +103,7 @@ class Floods:
             self._read.clear()
             self._taken.clear()
 
-    def behind(self, read: Mapping[int, str], now_s: float, taken: Mapping[int, int] = NOTHING) -> dict[int, str]:
+    def behind(self, read: Mapping[int, str], now_s: float, taken: Mapping[int, int] = _NOTHING) -> dict[int, str]:
         """Reading is behind; ``read``: connections of which something was read now, with their keys; ``taken``: how
         many bytes that was on their way. Returns those of which too much waits.
         """
