@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pact.agent.commandrecords import ENDS_S, CommandRecords
+from pact.agent.commandwish import wish_of
 from pact.agent.executing import Executing
 from pact.agent.remote import Remote
 from pact.agent.streams import Streams
@@ -283,6 +284,28 @@ def test_what_the_last_agent_has_left_is_recorded_once_when_it_has_ended(tmp_pat
     (said,) = one._agent.ends
     assert said.exit == (None if deaf else 3) and said.why and not file.exists() and not one.busy
     assert said.begun == begun and not one._agent.node.state.commands
+
+
+@pytest.mark.invariant("X9")
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_end_that_was_on_record_when_the_last_agent_was_killed_is_recorded_once(
+    tmp_path: Path, marked: bool
+) -> None:
+    """Its files were still there. An agent of an older version recorded no beginning, and did not say so."""
+    one = executing(tmp_path)
+    if marked:
+        (begun,) = one._records.begin([(BEGUN, actor(3))])
+        one._records.end("none", replace(DONE, begun=begun), actor(3))
+        one._records.turn(alone=True)
+    wish = wish_of("x1", "", "root", "root", Caller(actor(3), ANN), Exec(words=["true"]), one._agent.config)
+    about = wish["about"] if marked else {k: v for k, v in wish["about"].items() if k != "begins"}
+    state = {"pid": 1, "start": 1, "uid": 0, "began": 1, "account": "root", "person": "root", "tty": "", "login": None}
+    state |= {"audit": None, "command": ["true"], "about": about, "end": {"exit": 0}}
+    (tmp_path / "x1.json").write_text(json.dumps(state))
+    one._left.unseen = True
+    one.turn()
+    one.turn()
+    assert [said.exit for said in one._agent.ends] == [0] and not (tmp_path / "x1.json").exists() and not one.busy
 
 
 @pytest.mark.invariant("X9")

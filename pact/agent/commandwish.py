@@ -61,5 +61,10 @@ def wish_of(
         "transcript": "",
         "whole": True,
         "twin": True,  # the one that knows what ``whole`` means
-        "about": {"actor": caller.actor.to_json(), "user": caller.owner.user, "call": caller.actor.call},
+        "about": {
+            "actor": caller.actor.to_json(),
+            "user": caller.owner.user,
+            "call": caller.actor.call,
+            "begins": True,  # that it begins is on record before it does
+        },
     }

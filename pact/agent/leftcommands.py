@@ -92,7 +92,8 @@ class LeftCommands:
         call = about.get("call", "")
         actor = Actor(**about["actor"], call=call) if about.get("actor") else AGENT_ACTOR
         begun = self._commands.begun(call)
-        if begun is None and why == NEVER_BEGAN:  # the last agent was killed before it could record that it begins
+        # The last agent was killed before it could record that it begins, or when its end was on record already.
+        if begun is None and (why == NEVER_BEGAN or about.get("begins")):
             self._commands.forget_files(name)
             return
         result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
