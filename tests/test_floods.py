@@ -217,7 +217,7 @@ def test_whose_connection_is_looked_at_is_known_when_it_was_made_anew() -> None:
                 child.perform(Connect(Parent(url, public.decode())))
             child.perform(Send(url, b"x"))
             router.recv_multipart()
-            child._check_flood(url, [], False)
+            child._check_flood(url, 0, False)
             found.append(child._connections[url])
             router.close(0)
             held.append(open("/dev/null"))  # noqa: SIM115  (the descriptor that becomes free)

@@ -18,8 +18,12 @@ from public_root import Chain, Keys, Root
 from rootlog_suite import until
 
 from pact.cluster import guard
+from pact.core.tree.parents import Parent
+from pact.core.tree.uplink import Connect, Send
 from pact.net import unended
 from pact.net.floods import connection
+from pact.net.keys import Key
+from pact.net.links import Links
 from pact.net.unended import Accepted, Unended
 
 PARTS = (b"\1\xc8\1" + bytes(199)) * 4000  # 800 kB of frames that all promise more
@@ -76,10 +80,10 @@ def test_who_never_ends_a_message_is_cut_off_and_the_others_are_served(port: str
 
 
 class Withholding:
-    """Between a child and a root: passes ``most`` bytes on, and then nothing more, until it is told to."""
+    """Between a child and a parent: passes ``most`` bytes on, upwards or ``down``, and then nothing more."""
 
-    def __init__(self, url: str, most: int) -> None:
-        self.most, self.passed, self.ended = most, 0, False
+    def __init__(self, url: str, most: int, down: bool = False) -> None:
+        self.most, self.passed, self.ended, self._down = most, 0, False, down
         self._to = ("127.0.0.1", int(url.rpartition(":")[2]))
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
@@ -89,18 +93,19 @@ class Withholding:
         child, _ = self._server.accept()
         self._server.close()
         with child, socket.create_connection(self._to) as root:
-            threading.Thread(target=self._back, args=(root, child), daemon=True).start()
+            source, sink = (root, child) if self._down else (child, root)
+            threading.Thread(target=self._back, args=(sink, source), daemon=True).start()
             with contextlib.suppress(OSError):
-                while data := child.recv(1 << 16):
+                while data := source.recv(1 << 16):
                     while self.passed >= self.most and not self.ended:
                         time.sleep(0.01)
-                    root.sendall(data)
+                    sink.sendall(data)
                     self.passed += len(data)
 
-    def _back(self, root: socket.socket, child: socket.socket) -> None:
+    def _back(self, sink: socket.socket, source: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := root.recv(1 << 16):
-                child.sendall(data)
+            while data := sink.recv(1 << 16):
+                source.sendall(data)
         self.ended = True
 
 
@@ -133,6 +138,41 @@ def test_a_child_that_never_ends_a_message_is_cut_off(much: bool, kit: Kit) -> N
         kit.during(3.0)
     assert way.ended == much
     assert kit.aggregator is not None and kit.aggregator.relay.sessions(kit.public["n002"])
+
+
+@pytest.mark.invariant("T10")
+@pytest.mark.parametrize("much", [True, False])
+def test_a_parent_that_never_ends_a_message_is_connected_to_anew(much: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unended, "GROWN_BYTES", 0)
+    monkeypatch.setattr("pact.net.links.LOOK_S", 0.1)
+    context: zmq.Context[Any] = zmq.Context()
+    public, secret = zmq.curve_keypair()
+    router = context.socket(zmq.ROUTER)
+    router.curve_server, router.curve_secretkey, router.linger, router.sndhwm = True, secret, 0, 0
+    way = Withholding(
+        f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}", (6 << 20) if much else (1 << 20), True
+    )
+    child = Links(context, Key(*(k.decode() for k in zmq.curve_keypair())), lambda s: None, lambda s: None)
+    child._unended = Unended(64 << 20, 2 << 20)
+    child.perform(Connect(Parent(way.url, public.decode())))
+    try:
+        child.perform(Send(way.url, b"x"))
+        rid, _ = router.recv_multipart()
+        router.send_multipart([rid, b"nonsense"])
+        assert until(lambda: child.drain() == [] and child.bad == 1)
+        router.send_multipart([rid, *[bytes(30_000)] * 300])
+        assert until(lambda: child.drain() == [] and way.passed >= way.most)
+        if much:
+            assert until(lambda: child.drain() == [] and child.flooding() == [way.url])
+        ends_s = time.monotonic() + 1.0
+        while time.monotonic() < ends_s:
+            assert child.drain() == [] == child.flooding()
+            time.sleep(0.01)
+        assert until(lambda: way.ended) == much if much else not way.ended
+    finally:
+        child.close()
+        router.close(0)
+        context.term()
 
 
 # -- the parts of it --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 import zmq
@@ -15,10 +15,11 @@ from pact.core.tree.uplink import Connect, Disconnect, Send
 from pact.core.tree.wire import Message
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
-from pact.net.floods import Floods, travelled
+from pact.net.floods import Floods, connection, travelled
 from pact.net.keys import Key
 from pact.net.monitors import next_event
 from pact.net.ports import Port
+from pact.net.unended import LOOK_S, Unended
 
 DEAD_MS: Final = 15_000
 KEEPALIVE_S: Final = (10, 5, 3)  # idle time before the first probe, interval, number of probes
@@ -55,6 +56,7 @@ class Links:
         self._floods: dict[str, Floods] = {}
         self._parents: dict[str, Parent] = {}
         self._flooded: list[str] = []
+        self._unended, self._look_due_s = Unended(PARENT_BYTES_MAX, 2 * FRAME_MAX), 0.0
         self._unsure: set[str] = set()  # parents whose descriptors may not show that messages came
         self._context = context
         self._key = key
@@ -117,10 +119,13 @@ class Links:
             event, value = next_event(monitor)
             if event == zmq.EVENT_CONNECTED:
                 self._connections[parent] = value
+                if (which := connection(value)) is not None:
+                    self._unended.accepted([which])
+                    self._unended.heard([value])  # something may have been read already
             else:
                 self._strange.add(parent)
 
-    def _check_flood(self, parent: str, frames: Iterable[bytes | memoryview | None], everything: bool) -> None:
+    def _check_flood(self, parent: str, size: int, everything: bool) -> None:
         """Make the connection to a parent that sends much faster than it is read anew, without what waits."""
         floods = self._floods[parent]
         if everything:
@@ -128,14 +133,29 @@ class Links:
             return
         self._look(parent)  # libzmq may have connected anew
         fd = self._connections.get(parent)
-        if fd is None:
+        if fd is not None and floods.behind({fd: parent}, time.monotonic(), {fd: size}):
+            self._again(parent)
+
+    def _again(self, parent: str) -> None:
+        """Make the connection anew."""
+        again = self._parents[parent]
+        self._close(parent, 0)
+        self._connect(again)
+        self._flooded.append(parent)
+
+    def _check_unended(self) -> None:
+        """Do so where nothing of what it sends ever ends."""
+        now_s = time.monotonic()
+        if now_s < self._look_due_s:
             return
-        taken = sum(travelled(len(frame)) for frame in frames if frame is not None)
-        if floods.behind({fd: parent}, time.monotonic(), {fd: taken}):
-            again = self._parents[parent]
-            self._close(parent, 0)
-            self._connect(again)
-            self._flooded.append(parent)
+        self._look_due_s = now_s + LOOK_S
+        for parent in self.ports:
+            self._look(parent)
+        if not self._unsure:
+            self._unended.caught_up()
+        found = self._unended.look()
+        for parent in [p for p, fd in self._connections.items() if fd in found]:
+            self._again(parent)
 
     def refusing(self) -> list[str]:
         """Parents that have refused the connection since the last call: they do not know the key."""
@@ -159,7 +179,10 @@ class Links:
                 continue
             frames, everything = port.receive(DRAIN_MAX)
             (self._unsure.discard if everything else self._unsure.add)(parent)
-            self._check_flood(parent, frames, everything)
+            size = sum(travelled(len(frame)) for frame in frames if frame is not None)
+            if size and parent in self._connections:
+                self._unended.read(self._connections[parent], size)
+            self._check_flood(parent, size, everything)
             for frame in frames:
                 if frame == self._last[0]:
                     out.append((parent, self._last[1]))
@@ -172,6 +195,7 @@ class Links:
                 out.append((parent, message))
                 if message.kind == "beat" and type(frame) is bytes:
                     self._last = frame, message
+        self._check_unended()
         return out
 
     def readable(self) -> bool:
