@@ -5,11 +5,13 @@ is taken in and afterwards, and wherever the agent is killed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from test_core_untold import ADMIN, FILE, NOTIFY, ONE, TWO, ZERO, declares, of_every_plan, started, told
 
+from pact.core.node import fold
 from pact.core.node.events import Act
 from pact.core.node.state import State
 from pact.core.plan import Step
@@ -459,3 +461,21 @@ def test_a_resource_that_leaves_its_change_takes_nothing_from_who_else_is_owed()
     state.telling[FILE] = ["service:c reload"]
     state.leave(FILE)
     assert state.telling == {FILE: [*NOTIFY, "service:c reload"]}
+
+
+@pytest.mark.invariant("R14", "J2")
+@pytest.mark.parametrize("older", [False, True])
+def test_an_application_in_a_journal_of_an_older_version_owes_nobody(older: bool) -> None:
+    """That version told, and wrote nothing of it: at the first start of this one nobody is told again."""
+    world = started()
+    world.ask("apply", ADMIN, resources={FILE: Declared(dict(TWO)).to_json()}, message="m")
+    state = State()
+    for record in world.journal:
+        if record.type == "converged":
+            break
+        if older and record.type == "applied":
+            assert record.data["tells"] is True
+            data = {k: v for k, v in record.data.items() if k != "tells"}
+            record = replace(record, data=data, payload=None)
+        fold.apply(state, record)
+    assert list(state.changes) == ["c1"] and state.telling == ({} if older else {FILE: list(NOTIFY)})

@@ -112,6 +112,7 @@ def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
             saves=dict(event.saves),
             notes=list(event.notes),
             group=gid,
+            tells=any(s.notify for s in steps),
             notify={s.id: s.notify for s in steps if s.notify and s.notify != _named(node, s.id, baseline)},
         ),
         job.caller.actor,

@@ -101,7 +101,8 @@ def _applied(state: State, record: Record, said: payloads.Applied) -> None:
         change = state.new_change(said.change, said.owner, ambient=False, t_ns=record.t_ns)
     change.message = said.message
     change.intents |= set(said.resources)
-    debts.begin(state, said.resources, said.notify)
+    if said.tells:  # older versions told, and did not record that they had
+        debts.begin(state, said.resources, said.notify)
     if said.group:
         groups.joined(state, said.group, change)
 

@@ -172,8 +172,8 @@ class Adopted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Applied(Payload):
-    """``baseline``: resources declared as they were before, so that a rollback has a state to return to. ``notify``:
-    who is told, if that is not who is declared."""
+    """``baseline``: resources declared as they were before, so that a rollback has a state to return to. ``tells``:
+    somebody is told, and then ``converged`` follows; ``notify``: who, if that is not who is declared."""
 
     change: str
     owner: Owner
@@ -184,6 +184,7 @@ class Applied(Payload):
     notes: Sequence[str] = ()
     group: str = ""
     notify: Mapping[str, Sequence[str]] = NOTHING
+    tells: bool = False
 
 
 @dataclass(frozen=True, slots=True)
