@@ -17,7 +17,7 @@ from cluster_kit import Kit
 from public_root import Chain, Keys, Root
 from rootlog_suite import until
 
-from pact.cluster import guard
+from pact.cluster import guard, publish
 from pact.core.tree.parents import Parent
 from pact.core.tree.uplink import Connect, Send
 from pact.net import unended
@@ -302,6 +302,26 @@ def test_the_process_does_not_wait_for_who_guards_it() -> None:
         assert len(list(accepted.take())) <= 2500
     accepted.close()
     context.term()
+
+
+@pytest.mark.invariant("V4")
+@pytest.mark.parametrize("port", ["events", "replay"])
+def test_a_port_that_cannot_be_bound_for_long_leaks_no_descriptor(
+    port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "BIND_RETRY_S", 0.002)
+    root = Root(tmp_path, Keys())
+    part = root.publisher if port == "events" else root.server
+    made: list[int] = []
+    real = Accepted.follow
+    monkeypatch.setattr(Accepted, "follow", lambda self, sock: (made.append(1), real(self, sock)))
+    monkeypatch.setattr(part, "_at", publish.Endpoint("tcp://192.0.2.1:1", root.keys.server[1], port))  # not ours
+    part.rebind()
+    assert until(lambda: len(made) > 50)
+    before = len(os.listdir("/proc/self/fd"))
+    assert until(lambda: len(made) > 300)
+    assert len(os.listdir("/proc/self/fd")) < before + 60 and part.error
+    root.stop()
 
 
 @pytest.mark.invariant("V4")

@@ -7,6 +7,7 @@ the process has grown they are looked at: who has sent much, of which nothing wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -49,6 +50,9 @@ class Accepted:
         except BaseException:
             monitor.close(0)
             raise
+        with contextlib.suppress(IndexError):  # whoever takes from them may be waiting until the socket is bound
+            while True:
+                self._new.popleft().close(0)
         self._new.append(monitor)
 
     def fileno(self) -> int:
