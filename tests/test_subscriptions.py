@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from public_root import Chain, Keys, Root
 from rootlog_suite import until
 
+from pact.cluster.auth import Authorized
 from pact.cluster.subscriptions import (
     FRAMES_MAX,
     SUBSCRIPTION_MAX,
     TOO_MANY_AT_ONCE,
     Subscriptions,
 )
+from pact.core.tree.directory import Peer
 from pact.limits import TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 
 TOPIC_MAX = 900  # what CURVE and the framing add counts, too
@@ -217,6 +219,34 @@ def test_a_key_that_subscribes_without_end_has_to_wait_and_the_others_do_not(tmp
     root.stop()
     assert sum(stats.values()) > 0
     assert cost_mib < 300 and max(took) < 5.0 and len(took) > 20, (cost_mib, took, stats)
+
+
+@pytest.mark.invariant("V4")
+def test_all_may_come_at_once_with_what_they_may_have(tmp_path: Path) -> None:
+    """As after a restart of the root, or when a key was removed: nobody is cut off for it."""
+    keys, context, socks = Keys(), zmq.Context[Any](), []
+    root = Root(tmp_path, keys)
+    topics = [f"pact.v1.committed.c1.r1.n{n}." + 50 * "x" for n in range(2000)]
+    for at in range(32):  # 5 MiB; a key may have one
+        name = f"s{at // 4}"
+        if at % 4 == 0:
+            public, secret = (k.decode() for k in zmq.curve_keypair())
+            keys.pairs[name] = public, secret
+            keys.authorized = Authorized([*keys.authorized.peers.values(), Peer(name, "subscriber", public)])
+        sock = keys.secure(context.socket(zmq.SUB), name)
+        sock.linger = sock.sndhwm = 0
+        for topic in topics:
+            sock.subscribe(topic)
+        socks.append(sock)
+    root.zap._allowed = keys.authorized.may_connect
+    for sock in socks:
+        sock.connect(root.events)
+    assert until(lambda: [s.poll(0) for s in socks] and subscriptions(root) == 32 * len(topics))
+    assert not root.publisher.stats()["refused"]
+    for sock in socks:
+        sock.close(0)
+    context.term()
+    root.stop()
 
 
 @pytest.mark.invariant("V4")

@@ -18,17 +18,18 @@ import zmq
 
 from pact.host.notify import log
 from pact.limits import TOPICS_BYTES_MAX
-from pact.net.floods import connection, received_bytes
+from pact.net.floods import connection, received_bytes, travelled
 from pact.net.unended import LOOK_S, Accepted, Unended
 
 #: Of one connection during one turn: more than it may subscribe to at all.
 EACH_BYTES_MAX: Final = 2 * TOPICS_BYTES_MAX
-#: Of all together; beyond it those end that have sent more than a subscriber usually does.
-TOGETHER_BYTES_MAX: Final = 4 << 20
+#: Of all together, not heard yet; beyond it those end that have sent most, if more than a subscriber usually does.
+TOGETHER_BYTES_MAX: Final = 16 << 20
 USUAL_BYTES: Final = 32 << 10
 STUCK_S: Final = 0.002  # how long a call of libzmq's may last before connections are looked at, and how often then
 FRESH_S: Final = 5.0  # of a connection this young all bytes count
 JOIN_S: Final = 5.0
+COMMAND_BYTES: Final = 9  # how much longer a subscription may be than what libzmq makes of it
 PAUSE_S: Final = 1.0  # after an error
 #: Of one connection while everything is read: more than its subscriptions, as far as they are not read from the kernel.
 ONE_BYTES_MAX: Final = 256 << 10
@@ -52,6 +53,7 @@ class Guard:
         self.unended = Unended(EACH_BYTES_MAX, ONE_BYTES_MAX)
         self._look_due_s = 0.0
         self._known: dict[tuple[int, int], tuple[int, float]] = {}  # bytes before this turn, and when it was accepted
+        self._read: dict[int, int] = {}  # of each, by descriptor: what that was on its way
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -70,6 +72,11 @@ class Guard:
     def follow(self, sock: zmq.Socket[Any]) -> None:
         """Call it before the socket is bound, in its thread. Raises ZMQError."""
         self._accepted.follow(sock)
+
+    def heard(self, fd: int, size: int) -> None:
+        """A subscription or a cancellation of this connection was read, of so many bytes."""
+        self._read[fd] = self._read.get(fd, 0) + travelled(size + COMMAND_BYTES)
+        self.unended.heard((fd,))
 
     def begins(self) -> None:
         self._turn += 1
@@ -122,6 +129,8 @@ class Guard:
     def _take_accepted(self) -> None:
         new = list(self._accepted.take())
         self._known.update(dict.fromkeys(new, (0, time.monotonic())))
+        for fd, _ in new:
+            self._read.pop(fd, None)
         self.unended.accepted(new)
 
     def _look_for_unended(self) -> None:
@@ -142,9 +151,12 @@ class Guard:
             elif first and now_s - accepted_s > FRESH_S:
                 self._known[which] = got, accepted_s
             else:
-                sent[fd] = got - before
-        most = USUAL_BYTES if sum(sent.values()) > TOGETHER_BYTES_MAX else EACH_BYTES_MAX
-        for fd, count in sent.items():
-            if count > most:
+                sent[fd] = got - max(before, self._read.get(fd, 0))
+        together = sum(sent.values())
+        for fd, count in sorted(sent.items(), key=lambda each: -each[1]):
+            # After a restart all come at once, each with what it may have: those for whom there is no room now come
+            # again in a moment, when the others are heard.
+            if count > EACH_BYTES_MAX or (together > TOGETHER_BYTES_MAX and count > USUAL_BYTES):
+                together -= count
                 self._known.pop(connection(fd) or (fd, 0), None)
                 self._cut(fd)

@@ -340,7 +340,7 @@ class Publisher(Threaded):
             self._took = True
             self._guard.moved += 1
             fd = fd_of(frame)
-            self._guard.unended.heard((fd,))
+            self._guard.heard(fd, len(frame))
             if fd < 0:
                 self._sweep_due_s = min(self._sweep_due_s, time.monotonic() + PAUSE_S)
                 continue
