@@ -99,6 +99,14 @@ def test_a_child_that_floods_is_cut_off_and_put_off_and_the_others_are_served(
     assert kit.aggregator is not None
     other, flooder = kit.joined("n002"), kit.joined("n001")
     frame = wire.encode("answer", {"call": "1.1", "final": True, "parts": [[["n001"], 900]]}, bytes(900))
+    relay = kit.aggregator.relay
+    plain = relay.received
+
+    def slowly(*args: Any) -> Any:  # a root that has other work
+        time.sleep(0.0005)
+        return plain(*args)
+
+    monkeypatch.setattr(relay, "received", slowly)
     ending = threading.Event()
     thread = threading.Thread(target=flood, args=(flooder, frame, ending))
     thread.start()
