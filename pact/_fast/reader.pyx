@@ -842,7 +842,6 @@ cdef class Reader:
         return snap_tuple(s.uid, s.euid, s.loginuid, s.sessionid, s.tty, s.cmd, s.cmd_len & 0x7FFF, s.cgroup,
                           s.cgroup_len, s.ppid, s.start_ticks)
 
-
     def begun(self, bytes program):
         """The processes that have begun this program not long ago, oldest first, as ``(pid, snapshot)``: they may be
         gone. ``program``: the last part of the path in their first argument, which they may have chosen themselves."""
