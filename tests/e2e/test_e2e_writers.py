@@ -171,7 +171,7 @@ def test_what_a_prolog_sets_lasts_as_long_as_its_job(another: Callable[..., Agen
     first = wait_until(lambda: agent.change_of(f"file:{path}"), "the drift")
     assert first["state"] == "held" and held_for(agent) == ["job 71 runs"]
     assert agent.pact("check").out == "drifted: 1 declared; 1 set for jobs\n"
-    agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="72"))
+    agent.world.end(under_way(agent.world, "prolog", replaced(path, "tuned"), job="72"))
     wait_until(lambda: held_for(agent) == ["job 71 runs", "job 72 runs"], "72's")
     assert agent.pact("epilog", "--job", "71").out == ""
     wait_until(lambda: held_for(agent) == ["job 72 runs"], "71 has ended")
