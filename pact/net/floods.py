@@ -1,11 +1,11 @@
 """Connections that send faster than they are read, found by what the kernel has received from each.
 
-Sockets of the tree and of the public ports have no receive high-water mark, or one that does not help, so libzmq reads
-a connection as fast as the other side sends, and keeps what nobody has read yet. That is on purpose: at such a mark
-libzmq 4.3.5 stops reading that connection, and if it is reset then, with a ZMTP PING among the bytes already taken from
-it, an assertion ends the process (``out_event`` in libzmq's ``stream_engine_base.cpp``). Whoever has a key could end a
-root or an aggregator that way. What waits is bounded here instead: what members may have under way at once is bounded
-by the protocol, and who sends far more than that is cut off.  # T10
+Sockets of the tree and of the public ports have no receive high-water mark, so libzmq reads a connection as fast as the
+other side sends, and keeps what nobody has read yet. That is on purpose: at such a mark libzmq 4.3.5 stops reading that
+connection, and if it is reset then, with a ZMTP PING among the bytes already taken from it, an assertion ends the
+process (``out_event`` in libzmq's ``stream_engine_base.cpp``). Whoever has a key could end a root or an aggregator that
+way. What waits is bounded here instead: what members may have under way at once is bounded by the protocol, and who
+sends far more than that is cut off.  # T10
 """
 
 from __future__ import annotations
