@@ -1,8 +1,8 @@
 """``pact shell`` and ``pact exec`` beside OpenSSH and clush: both ends on this machine, one aggregator between.
 
-Root, aggregator, agent and sshd are real processes, and everything is sealed. What is compared runs in turns; a figure
-is a ratio of medians, or stands beside its goal. The virtual nodes of the last figure run no command: what is measured
-there is the tree and the program that asks.
+Root, aggregator, agent and sshd are real processes, everything is sealed, and both go through PAM. What is compared
+runs in turns; a figure is a ratio of medians, or stands beside its goal. The virtual nodes of the last figure run no
+command: what is measured there is the tree and the program that asks.
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ from pact.net import keys as keys_
 Figure = dict[str, Any]
 SHELL = "PS1='here> ' exec bash --norc --noprofile -i"
 PYTHON = [sys.executable, "-m", "pact.cli.main"]
-LAUNCHER = """import sys
-sys.path[:0] = {path}
-from pact.cli.main import entry
-entry()
-"""
+LAUNCHER = REPOSITORY / "packaging" / "pact-launcher"
 
 
 class Desk:
@@ -135,7 +131,7 @@ class Desk:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / name)], check=True)
         (place / "config").write_text(
             f"Port {port}\nListenAddress 127.0.0.1\nHostKey {place}/host\nAuthorizedKeysFile {place}/id.pub\n"
-            f"PermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\nPrintMotd no\nMaxStartups 100\n"
+            f"PermitRootLogin yes\nStrictModes no\nUsePAM yes\nPidFile none\nPrintMotd no\nMaxStartups 100\n"
             "SetEnv SHLVL=5\n"  # else bash takes it for a login, and reads files that have nothing to do with this
         )
         os.makedirs("/run/sshd", exist_ok=True)
@@ -149,14 +145,15 @@ class Desk:
             time.sleep(0.2)
 
     def pact(self, *words: str) -> list[str]:
-        """As the package starts it: without what developers have in their Python's site."""
+        """As the package starts it."""
         launcher = self.base / "pact"
         if not launcher.exists():
             places = [str(REPOSITORY), *(p for p in sys.path if p.endswith("site-packages"))]
-            launcher.write_text(LAUNCHER.format(path=places))
+            text = LAUNCHER.read_text().replace('insert(0, "/opt/pact")', f"__setitem__(slice(0), {places})")
+            launcher.write_text(text)
         return [
             os.path.realpath(sys.executable),
-            "-I",
+            "-IS",
             "-X",
             f"pycache_prefix={self.base}/compiled",
             str(launcher),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pact.cli.commands import COMMANDS, load
 from pact.cli.main import build, main
 from pact.core import ops
 
+ROOT = Path(__file__).parent.parent
 FILES = {p.stem for p in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
 LINES = [(name, line) for name in COMMANDS for line in load(name).examples]
 
@@ -100,3 +102,26 @@ def test_what_health_checks_and_epilogs_run_imports_nothing_of_the_agent(words: 
     done = subprocess.run([sys.executable, "-c", PRINT.format(words)], capture_output=True, text=True, check=True)
     modules = set(done.stdout.splitlines()[-1].split())
     assert {m for m in modules if m.startswith(("pact.agent", "pact.observe", "pact.net", "zmq"))} == set()
+
+
+def _launched(tmp_path: Path, end: str, *words: str) -> str:
+    """The package's launcher with another last line, from where this Python has what pact needs."""
+    places = [str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))]
+    text = (ROOT / "packaging" / "pact-launcher").read_text()
+    assert text.startswith("#!/usr/bin/python3.11 -IS\n") and text.endswith("\nentry()\n")
+    text = text.replace('insert(0, "/opt/pact")', f"__setitem__(slice(0), {places})").replace(
+        "\nentry()\n", f"\n{end}\n"
+    )
+    (tmp_path / "pact").write_text(text)
+    command = [os.path.realpath(sys.executable), "-IS", str(tmp_path / "pact"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_starts_a_command_without_what_else_is_installed_for_python(tmp_path: Path) -> None:
+    assert _launched(tmp_path, "entry()", "--version").startswith("pact ")
+    look = "import atexit\natexit.register(lambda: print('site' in sys.modules))\nentry()"
+    assert _launched(tmp_path, look, "status", "--help").endswith("False\n")
+
+
+def test_kinds_of_other_packages_are_looked_for_where_python_has_them(tmp_path: Path) -> None:
+    assert _launched(tmp_path, "import pact.resources\nprint('site' in sys.modules)") == "True\n"

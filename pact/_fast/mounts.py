@@ -15,7 +15,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 LINKS_MAX: Final = 40
@@ -164,8 +163,7 @@ class Space:
         return mount is not None and mount.remote
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A path inside a file system. ``whole``: it is the root of a mount, so mounts of directories above do not
     count."""
 

@@ -11,7 +11,6 @@ import argparse
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pact.cli.arguments import Parser
@@ -63,8 +62,7 @@ class Program(Command, ABC):
         """Carry it out. Returns the exit code."""
 
 
-@dataclass(frozen=True, slots=True)
-class RootRequest:
+class RootRequest(NamedTuple):
     """A request to the root itself, and how its answer is shown: to people, and as JSON."""
 
     op: str

@@ -69,7 +69,11 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=duration, metavar="D", help=PATIENCE)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout (one a line for streams)")
     parser.add_argument("--version", action="version", version=f"pact {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
+    commands = (
+        parser.add_subparsers(  # ``prog``: else argparse formats a usage, and imports what it takes, to find it out
+            dest="command", metavar="COMMAND", required=True, parser_class=CommandParser, prog="pact"
+        )
+    )
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     return parser

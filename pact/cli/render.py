@@ -9,9 +9,8 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -142,8 +141,7 @@ def local_time(text: str | None) -> str:
     return f"{then:%H:%M:%S}" if clear else f"{then:%Y-%m-%d %H:%M:%S}"
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """For whom an answer is shown. ``terminal``: a person reads this one answer, with colours, times and process ids;
     otherwise equal answers must be equal text. ``ids``: with the numbers that each node counts by itself, which differ
     between nodes that are otherwise equal.

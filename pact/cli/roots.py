@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.render import clean, spoken
@@ -96,13 +95,13 @@ class _Progress:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
-@dataclass(slots=True)
 class Answers:
     """All results: answers with the nodes that gave them, and the nodes that failed."""
 
-    parts: dict[bytes, list[str]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    codes: list[int] = field(default_factory=list)
+    def __init__(self, failed: dict[str, str] | None = None, codes: list[int] | None = None) -> None:
+        self.parts: dict[bytes, list[str]] = {}
+        self.failed = {} if failed is None else failed
+        self.codes = [] if codes is None else codes
 
 
 def ask(args: argparse.Namespace, op: str, fields: dict[str, Any], nodes: str | None) -> tuple[Answers, Result]:

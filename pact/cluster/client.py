@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -76,8 +75,7 @@ class Parts(NamedTuple):
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """Progress of the root's work: votes, or members that are done. For other questions, ``Parts`` show the
     progress."""
 
@@ -85,15 +83,13 @@ class Progress:
     done: int
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A record of ``watch``."""
 
     line: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The end. ``failed``: folded node sets, and the reasons."""
 
     exit: int

@@ -9,7 +9,6 @@ Nothing else in pact parses JSON or TOML.
 from __future__ import annotations
 
 import math
-import tomllib
 from typing import Any, Final
 
 import orjson
@@ -62,6 +61,8 @@ def readable(raw: bytes) -> bool:
 
 def toml(text: str) -> dict[str, Any]:
     """The table of a TOML text. Raises NotStrictError; its message has the position if TOML's own message has it."""
+    import tomllib  # only who reads a file needs it
+
     try:
         table = tomllib.loads(text)
     except RecursionError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from pact.errors import ConfigError, PactError, UsageError
 from pact.host import owned
@@ -15,12 +14,14 @@ Z85: frozenset[str] = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJK
 KEY_FILE_MAX: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key pair, in Z85."""
+class Key(NamedTuple):
+    """A key pair, in Z85. Its text does not tell the secret."""
 
     public: str
-    secret: str = field(repr=False)
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Key(public={self.public!r})"
 
 
 def is_public(text: str) -> bool:

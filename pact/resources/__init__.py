@@ -47,6 +47,10 @@ def _others_installed() -> bool:
     """Whether some package names this entry point group. ``importlib.metadata`` would tell too, but it takes 0.9 MiB of
     every agent's memory and 15 ms of its start, and nearly all sites have no other kinds.
     """
+    if sys.flags.no_site and "site" not in sys.modules:  # ``packaging/pact-launcher`` leaves that to whom it concerns
+        import site
+
+        site.main()
     for place in sys.path:
         for names in Path(place or ".").glob("*.*-info/entry_points.txt"):
             try:

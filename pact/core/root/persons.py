@@ -8,7 +8,6 @@ a challenge before it is used: a client that asks for many keeps nobody else out
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 from typing import Final
 
 from pact.core.tree import seals as seals_
@@ -25,14 +24,13 @@ NOT_SEALED: Final = "this cluster is sealed: the root takes only what its asker 
 HINT: Final = "name the roots' keys in client.toml (roots = [...]), or ask the root itself: --via"
 
 
-@dataclass(slots=True)
 class _Sealed:
-    """For whom the answers to one request are sealed."""
+    """For whom the answers to one request are sealed. ``seal``: of the request; "" if it only asks for a challenge."""
 
-    key: Key
-    seal: str  # of the request; "" if it only asks for a challenge
-    challenge: str
-    n: int = 0
+    __slots__ = ("challenge", "key", "n", "seal")
+
+    def __init__(self, key: Key, seal: str, challenge: str) -> None:
+        self.key, self.seal, self.challenge, self.n = key, seal, challenge, 0
 
 
 class Persons:
