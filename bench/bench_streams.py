@@ -106,7 +106,7 @@ class Desk:
         (self.base / "n1.toml").write_text(
             f'[node]\nname = "n1"\n[state]\ndir = "{self.base}/state"\n[control]\nsocket = "{self.socket}"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{self.base}/hooks"\n[shell]\nroot = ["root"]\n'
-            f"transcript = false\nsessions = 512\n"
+            f"transcript = false\nsessions = 1024\n"
             f'[cluster]\nparents = [{{url = "{below}", key = "{key}"}}]\nroots = ["{root}"]\n'
             f'sealed = true\n[keys]\nsecret = "{self.base}/n1.secret"\n'
         )

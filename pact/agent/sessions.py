@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pact.agent.driver import Driver
 
 LAUNCHING_MAX: Final = 8
+OTHERS_SHARE: Final = 4  # of so many places one is kept from a person who has all the others
 LAUNCH_S: Final = 40.0
 ANSWER_MAX: Final = 1 << 20  # it has the command, with every character escaped
 COMMAND_MAX: Final = 64 << 10
@@ -148,7 +149,7 @@ class Sessions:
             caller = Caller(caller.actor, named(caller.owner, login))
         agent.require_journal()
         person, account = self._require(caller, request.account)
-        self._require_room()
+        self._require_room(caller.owner.user)
         if sum(map(len, request.words)) > COMMAND_MAX or any("\0" in word for word in request.words):
             raise UsageError("the command is too long, or no command")
         self._make_places()
@@ -188,12 +189,20 @@ class Sessions:
         self.launching[conn.fileno()] = launch
         self._epoll.register(conn, select.EPOLLIN | (select.EPOLLOUT if rest else 0))
 
-    def _require_room(self) -> None:
-        """Raises ConflictError.  # X7"""
+    def _require_room(self, person: str) -> None:
+        """Nobody takes all places, not even by sessions that nobody is at. Raises ConflictError.  # X7"""
         most = self.agent.config.shell_sessions
+        each = most - most // OTHERS_SHARE
+        mine = sum(one.person == person for one in self.known.values())
+        mine += sum(one.caller.owner.user == person for one in self.launching.values())
         if len(self.known) + len(self.launching) >= most:
             raise ConflictError(
                 f"{most} sessions are open on this node", "see [shell] sessions in agent.toml, pact sessions"
+            )
+        if mine >= each:
+            raise ConflictError(
+                f"{each} sessions of {person} are open on this node, and the other {most - each} places are for others",
+                "pact sessions --end ID ends one",
             )
         if len(self.launching) >= LAUNCHING_MAX:
             raise ConflictError("several sessions are just being opened", "repeat it in a moment")

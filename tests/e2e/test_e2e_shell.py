@@ -375,6 +375,27 @@ def test_only_so_many_at_once(agent: Agent, at: Callable[..., Terminal]) -> None
     agent.process.send_signal(signal.SIGHUP)
 
 
+@pytest.mark.invariant("X7")
+def test_nobody_takes_all_places(agent: Agent, at: Callable[..., Terminal]) -> None:
+    agent.configure({"shell": {"sessions": 4}})
+    assert agent.process is not None
+    read = agent.log().count("[shell] sessions")
+    agent.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: agent.log().count("[shell] sessions") > read, "it was read again")
+    mine = [shell(at) for _ in range(3)]
+    fourth = at("shell")
+    assert fourth.end() == 4 and "3 sessions of ann are open" in fourth.text and "pact sessions --end" in fourth.text
+    other = at("shell", uid=BOB, groups=[ADMINS])
+    other.until("bob> ")
+    again = at("shell", uid=BOB, groups=[ADMINS])
+    assert again.end() == 4 and "4 sessions are open" in again.text
+    for terminal in (*mine, other):
+        terminal.type("exit\r")
+        terminal.end()
+    agent.configure({"shell": {"sessions": 12}})
+    agent.process.send_signal(signal.SIGHUP)
+
+
 @pytest.mark.invariant("X8")
 def test_the_transcript_is_for_admins_and_has_no_input(agent: Agent, at: Callable[..., Terminal]) -> None:
     ann = shell(at)
