@@ -19,6 +19,7 @@ import zmq
 from pact.host.notify import log
 from pact.limits import TOPICS_BYTES_MAX
 from pact.net.floods import connection, received_bytes, travelled
+from pact.net.places import Silent
 from pact.net.unended import LOOK_S, Accepted, Unended
 
 #: Of one connection during one turn: more than it may subscribe to at all.
@@ -42,8 +43,15 @@ class Guard:
     has returned; ``follow`` gives its socket. ``unended`` wants to know what is read.
     """
 
-    def __init__(self, context: zmq.Context[Any], name: str, cut: Callable[[int], object]) -> None:
-        self._cut = cut
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        name: str,
+        cut: Callable[[int], object],
+        too_silent: Callable[[int], object] = lambda fd: None,
+    ) -> None:
+        """``too_silent(fd)`` ends a connection, too."""
+        self._cut, self._too_silent = cut, too_silent
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._asleep = True
         self._closing = False
@@ -51,6 +59,7 @@ class Guard:
         self.moved = 0
         self._accepted = Accepted(context)
         self.unended = Unended(EACH_BYTES_MAX, ONE_BYTES_MAX)
+        self._silent = Silent()
         self._look_due_s = 0.0
         self._known: dict[tuple[int, int], tuple[int, float]] = {}  # bytes before this turn, and when it was accepted
         self._read: dict[int, int] = {}  # of each, by descriptor: what that was on its way
@@ -77,6 +86,7 @@ class Guard:
         """A subscription or a cancellation of this connection was read, of so many bytes."""
         self._read[fd] = self._read.get(fd, 0) + travelled(size + COMMAND_BYTES)
         self.unended.heard((fd,))
+        self._silent.heard(connection(fd))
 
     def begins(self) -> None:
         self._turn += 1
@@ -132,6 +142,7 @@ class Guard:
         for fd, _ in new:
             self._read.pop(fd, None)
         self.unended.accepted(new)
+        self._silent.accepted(new)
 
     def _look_for_unended(self) -> None:
         now_s = time.monotonic()
@@ -139,6 +150,8 @@ class Guard:
             self._look_due_s = now_s + LOOK_S
             for fd in self.unended.look():
                 self._cut(fd)
+            for fd in self._silent.look():
+                self._too_silent(fd)
 
     def _look(self, first: bool) -> None:
         """Cut off who has sent too much since the turn began."""

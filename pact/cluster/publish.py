@@ -19,7 +19,7 @@ from typing import Any, Final
 import zmq
 
 from pact.cluster.guard import Guard
-from pact.cluster.subscriptions import SUBSCRIPTION_MAX, TOO_MANY_AT_ONCE, Subscriptions
+from pact.cluster.subscriptions import SUBSCRIPTION_MAX, TOO_MANY_AT_ONCE, TOO_MANY_SILENT, Subscriptions
 from pact.cluster.zap import end_connection
 from pact.core.root import public
 from pact.core.root.term import Publish
@@ -221,7 +221,7 @@ class Publisher(Threaded):
         self._subscriptions = Subscriptions(self._cut)
         self._sweep_due_s = 0.0
         self._put_off = put_off
-        self._guard = Guard(context, "pact-events-guard", self._cut_flood)
+        self._guard = Guard(context, "pact-events-guard", self._cut_flood, self._cut_silent)
         #: Descriptors of connections that the guard has ended, until all that came is read, and their keys.
         self._cut_off: dict[int, str | None] = {}
         self.published = 0
@@ -291,6 +291,11 @@ class Publisher(Threaded):
         self._cut_off[fd] = None
         self._subscriptions.refused[TOO_MANY_AT_ONCE] += 1
         self._cut(fd, "", TOO_MANY_AT_ONCE)
+
+    def _cut_silent(self, fd: int) -> None:
+        """In the guard's thread."""
+        self._subscriptions.refused[TOO_MANY_SILENT] += 1
+        self._cut(fd, "", TOO_MANY_SILENT)
 
     def _give(self, item: public.Heads | Publish | None) -> None:
         with self._lock:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import zmq
 
 from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, fd_of, user_of
+from pact.cluster.subscriptions import TOO_MANY_OF_KEY, TOO_MANY_SILENT
 from pact.cluster.zap import end_connection
 from pact.core.root import public
 from pact.errors import JournalError, RequestError
-from pact.limits import REPLAY_REQUEST_MAX
-from pact.net.floods import Floods
+from pact.limits import PUBLIC_CONNECTIONS_EACH_MAX, REPLAY_REQUEST_MAX
+from pact.net.floods import Floods, connection
+from pact.net.places import Keys, Silent
 from pact.net.unended import LOOK_S, Accepted, Unended
 
 SEND_MAX: Final = 2000
@@ -85,6 +87,7 @@ class Replay(Threaded):
         self._users: Counter[str] = Counter()
         self._floods = Floods(FLOOD_BYTES_MAX)
         self._accepted, self._unended = Accepted(context), Unended(FLOOD_BYTES_MAX, FLOOD_BYTES_MAX)
+        self._silent, self._keys = Silent(), Keys(PUBLIC_CONNECTIONS_EACH_MAX)
         self._look_due_s = 0.0
         self.sent = 0
         self.gave_up = 0
@@ -106,10 +109,30 @@ class Replay(Threaded):
         now_s = time.monotonic()
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + LOOK_S
-            self._unended.accepted(self._accepted.take())
+            self._take_accepted()
             for fd in self._unended.look():
-                self.refused["a message without end"] += 1
-                end_connection(fd, int(self.address.rpartition(":")[2]))
+                self._cut(fd, "a message without end")
+            for fd in self._silent.look():
+                self._cut(fd, TOO_MANY_SILENT)
+
+    def _take_accepted(self) -> None:
+        new = list(self._accepted.take())
+        for each in (self._unended, self._silent, self._keys):
+            each.accepted(new)
+
+    def _cut(self, fd: int, why: str) -> None:
+        self.refused[why] += 1
+        end_connection(fd, int(self.address.rpartition(":")[2]))
+
+    def _heard(self, read: Mapping[int, str]) -> None:
+        """Messages of these connections were read, which these keys have made."""
+        self._take_accepted()  # they were accepted before
+        self._unended.heard(read)
+        for fd, user in read.items():
+            if fd not in self._keys and (which := connection(fd)) is not None:
+                self._silent.heard(which)
+                if not self._keys.heard(which, user):
+                    self._cut(fd, TOO_MANY_OF_KEY)
 
     def _begun(self) -> None:
         self._peers.clear()
@@ -142,7 +165,7 @@ class Replay(Threaded):
             try:
                 key, *rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                self._unended.heard(read)
+                self._heard(read)
                 self._unended.caught_up()
                 self._floods.caught_up()
                 return False
@@ -152,11 +175,10 @@ class Replay(Threaded):
             if rest:
                 read[fd_of(rest[-1])] = user
             self._take(bytes(key.buffer), user, frames)
-        self._unended.heard(read)
+        self._heard(read)
         for fd, user in self._floods.behind(read, time.monotonic()).items():
-            self.refused["too many requests"] += 1
             self._put_off(user)
-            end_connection(fd, int(self.address.rpartition(":")[2]))
+            self._cut(fd, "too many requests")
         return True
 
     def _take(self, key: bytes, user: str, frames: list[bytes]) -> None:

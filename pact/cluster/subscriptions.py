@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from pact.limits import TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
+from pact.limits import PUBLIC_CONNECTIONS_EACH_MAX, TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 
 #: The bytes of one subscription, with the byte before the topic: libzmq ends the connection of a longer message at
 #: once.
@@ -24,6 +24,8 @@ SUBSCRIPTION_MAX: Final = 1024
 #: From one connection between two sweeps, whether they change anything or not.
 FRAMES_MAX: Final = 8192
 TOO_MANY_AT_ONCE: Final = "too many subscriptions at once"
+TOO_MANY_OF_KEY: Final = "too many connections of one key"
+TOO_MANY_SILENT: Final = "too many silent connections of one host"
 
 
 def inode_of(fd: int) -> int:
@@ -51,6 +53,7 @@ class Subscriptions:
         self._inode = inode
         self._connections: dict[tuple[int, int], _Connection] = {}
         self._by_key: Counter[str] = Counter()
+        self._of_key: Counter[str] = Counter()  # connections
         self.topics = 0  # of all connections together
         self.refused: Counter[str] = Counter()
 
@@ -67,6 +70,9 @@ class Subscriptions:
         found = self._connections.get((fd, inode))
         if found is None:
             found = self._connections[fd, inode] = _Connection(user)
+            self._of_key[user] += 1
+            if user and self._of_key[user] > PUBLIC_CONNECTIONS_EACH_MAX:
+                self._end(fd, found, TOO_MANY_OF_KEY)
         found.frames += 1
         if found.cut:
             return
@@ -79,9 +85,12 @@ class Subscriptions:
             self._count(found, -1, -len(frame))
         why = self._too_much(found)
         if why:
-            found.cut = True
-            self.refused[why] += 1
-            self._cut(fd, found.user, why)
+            self._end(fd, found, why)
+
+    def _end(self, fd: int, connection: _Connection, why: str) -> None:
+        connection.cut = True
+        self.refused[why] += 1
+        self._cut(fd, connection.user, why)
 
     def _count(self, connection: _Connection, topics: int, size: int) -> None:
         self.topics += topics
@@ -100,12 +109,15 @@ class Subscriptions:
         for (fd, inode), connection in list(self._connections.items()):
             if self._inode(fd) != inode:
                 self._count(connection, -len(connection.topics), -connection.bytes)
+                self._of_key[connection.user] -= 1
                 del self._connections[fd, inode]
             connection.frames = 0
         self._by_key += Counter()  # drop keys without topics
+        self._of_key += Counter()
 
     def clear(self) -> None:
         """All connections have ended."""
         self._connections.clear()
         self._by_key.clear()
+        self._of_key.clear()
         self.topics = 0

@@ -6,7 +6,6 @@ connect any more.  # T10
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -144,11 +143,15 @@ def end_connection(fd: int, port: int) -> bool:
     Otherwise the connection of a revoked key would live on. The descriptor may belong to another connection by now: if
     that one is on the same port it reconnects, otherwise it is left alone.
     """
+    sock = None
     try:
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            if sock.type != socket.SOCK_STREAM or sock.getsockname()[1] != port:
-                return False
-            sock.shutdown(socket.SHUT_RDWR)
-            return True
-    except (OSError, IndexError, TypeError):
+        sock = socket.socket(fileno=fd)  # no copy: there may be no descriptor left
+        if sock.type != socket.SOCK_STREAM or sock.getsockname()[1] != port:
+            return False
+        sock.shutdown(socket.SHUT_RDWR)
+        return True
+    except (OSError, IndexError, TypeError, ValueError):  # -1: libzmq knew none
         return False
+    finally:
+        if sock is not None:
+            sock.detach()  # libzmq's
