@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pact.core.tree.parents import Parent
@@ -14,15 +15,17 @@ from pact.net.members import TCP_URL, parents, require_roots, root_keys
 CLIENT_PATHS: Final = ("~/.config/pact/client.toml", "/etc/pact/client.toml")
 
 
+@dataclass(slots=True)
 class ClientConfig:
     """The servers for an operator's commands, and the key."""
 
-    def __init__(self) -> None:
-        self.via = self.server_key = self.key = ""
-        self.servers: list[Parent] = []
-        self.roots: list[str] = []
-        self.sealed = False
-        self.directory = ""  # of the file that was read
+    via: str = ""
+    server_key: str = ""
+    key: str = ""
+    servers: list[Parent] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    sealed: bool = False
+    directory: str = ""  # of the file that was read
 
 
 def url(value: Any) -> str:

@@ -311,6 +311,30 @@ def test_nothing_is_left_running_when_the_terminal_goes(
     assert top.terminal.process.returncode not in (None, 0)
 
 
+@pytest.mark.invariant("Y3")
+@pytest.mark.parametrize("leaving", ["\x1bq", "\x03"])
+def test_who_leaves_before_the_answer_is_told_so(agent: Agent, at: Callable[..., Painted], leaving: str) -> None:
+    path = agent.file("app.conf", mode=0o666)
+    id_ = agent.drift_by(ANN, path)["id"]
+    top = at("top", uid=ANN)
+    top.shows(id_)
+    top.type("c")
+    top.shows("why?")
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        top.type("for good\r")
+        top.shows("it is being done")
+        for key in leaving:
+            top.type(key)
+            time.sleep(0.5)
+        assert top.terminal.end() == 0
+        left = top.terminal.text.rpartition("\x1b[?1049l")[2]
+        assert f"Commit {id_} of ann on n001: it was asked, and not answered yet; pact log" in left
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.invariant("Y1")
 def test_it_ends_though_its_terminal_takes_nothing(agent: Agent, at: Callable[..., Painted]) -> None:
     agent.drift(agent.file("app.conf"))

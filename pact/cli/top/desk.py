@@ -107,6 +107,12 @@ class Desk:
         q = self.question
         return self.filtering is not None or (q is not None and q.phase in (asking.FIELD, asking.CONFIRM))
 
+    @property
+    def unanswered(self) -> list[str]:
+        """What was asked and is not answered yet."""
+        here = [] if self.question is None else [self.question]
+        return [q.title for q in (*self.behind, *here) if q.phase == asking.DOING]
+
     # -- what comes ---------------------------------------------------------------------------------------------------
 
     def heard(self, item: Item, now_s: float, now_ms: int) -> list[Ask]:

@@ -249,4 +249,7 @@ class Display:
 
 def show(desk: Desk, feed: Feed, *, colours: bool, mouse: bool) -> int:
     sys.stdout.flush()
-    return Display(desk, feed, colours=colours, mouse=mouse).run()
+    code = Display(desk, feed, colours=colours, mouse=mouse).run()
+    for title in desk.unanswered:  # the person leaves before the answer has come
+        print(f"pact: {title}: it was asked, and not answered yet; pact log shows whether it was done", file=sys.stderr)
+    return code
