@@ -16,7 +16,7 @@ from pact.core.plan import Nature, Step, ordered
 from pact.errors import ConfigError, RestoreError
 from pact.model import Declared, Holder, Observation, Unreadable
 from pact.resources import _require_owned
-from pact.resources.base import MOUNTS, Among, Blobs, Drained, Keep, Kind, Saved, Source
+from pact.resources.base import MOUNTS, Among, Blobs, Drained, Entry, Keep, Kind, Saved, Source, common
 from pact.resources.guarded import Guarded
 from pact.resources.rules import nature
 
@@ -339,3 +339,53 @@ def test_what_no_record_takes_is_no_answer() -> None:
     assert "lamp" in kind.preflight("x", STEP, keep).refusal
     assert kind.carry("x", STEP, keep) == Saved(note="5", inside={"lamp:y": {"attrs": None}})
     assert kind.holders("x", STEP, "lamp:x") == [Holder("lamp:x", 7, "5")]
+
+
+class Keeps(Lamp):
+    """Reads what every entry may say, or leaves it out."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.keeps = keeps
+
+    def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        return Entry(Declared({"on": True}, **(common(value) if self.keeps else {})))
+
+
+SAYS: list[dict[str, Any]] = [
+    {"notify": ["service:chronyd reload"]},
+    {"requires": ["mount:/etc"]},
+    {"consumers": ["none"]},
+    {"weight": 2},
+    {"severity": 0.5},
+]
+
+
+@pytest.mark.parametrize("says", SAYS, ids=lambda says: next(iter(says)))
+def test_an_entry_of_which_its_code_leaves_something_out_is_refused(says: dict[str, Any]) -> None:
+    (key,) = says
+    with pytest.raises(ValueError, match=f"{key} is left out by the code of kind lamp"):
+        Guarded(Keeps(False)).parse("x", says, "/")
+    kind = Guarded(Keeps(True))
+    declared = kind.parse("x", says, "/").declared
+    with pytest.raises(ValueError, match=f"{key} of lamp:x is left out"):
+        kind.export("x", declared, lambda _: None)
+
+
+@pytest.mark.parametrize("says", SAYS, ids=lambda says: next(iter(says)))
+def test_what_every_entry_may_say_is_exported_though_its_code_forgets_it(
+    says: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = Guarded(inner := Keeps(True))
+    monkeypatch.setattr(inner, "export", lambda name, declared, blobs: {"on": True})
+    declared = kind.parse("x", says, "/").declared
+    out = kind.export("x", declared, lambda _: None)
+    assert out == {"on": True, **says} and kind.parse("x", out, "/").declared == declared
+
+
+@pytest.mark.parametrize("read", [None, 7, Entry(None)])  # type: ignore[arg-type]
+def test_what_is_read_must_be_an_entry(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = Guarded(inner := Lamp())
+    monkeypatch.setattr(inner, "parse", lambda name, value, base_dir: read)
+    with pytest.raises(ValueError, match="not an Entry"):
+        kind.parse("x", True, "/")

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -253,3 +255,95 @@ def test_a_kind_that_does_several_at_once_is_bounded_too(breaks: str) -> None:
     else:
         with pytest.raises(RestoreError, match="did not come back"):
             on_a_thread_raises(lambda: kind.restore_all(steps, lambda _: None))
+
+
+@pytest.mark.parametrize("on", [on_a_thread, lambda call: call()], ids=["worker", "loop"])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("x")])
+@pytest.mark.parametrize("breaks", ["observe", "distance_n", "in_use", "restore", "roots"])
+def test_what_ends_a_program_is_an_error_of_the_kind(
+    on: Callable[[Callable[[], Any]], Any], error: BaseException, breaks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent takes SIGINT in its own way, so that no KeyboardInterrupt is a person's there."""
+
+    class Quits(Lamp):
+        def _try(self, what: str) -> None:
+            if what == self.breaks:
+                raise error
+
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        kind = Guarded(Quits(breaks))
+        name = type(error).__name__
+        assert isinstance(on(lambda: kind.observe("x")), Unreadable) == (breaks == "observe")
+        assert on(lambda: kind.distance_n({"on": True}, {"on": False})) == (0 if breaks == "distance_n" else 5)
+        assert (kind.health() != "ok") == (breaks == "distance_n") and (kind.health() == "ok" or name in kind.health())
+        assert on(lambda: kind.in_use("x", STEP)) is (breaks == "in_use")
+        assert on(lambda: kind.roots("x", STEP)) == []
+        if breaks == "restore":
+            with pytest.raises(RestoreError, match=f"it raised {name}"):
+                on_a_thread_raises(lambda: kind.restore("x", STEP, lambda _: None))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_source_that_exits_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exits(Noisy):
+        def drain(self) -> Drained:
+            raise SystemExit(1)
+
+    lamp = Lamp()
+    monkeypatch.setattr(lamp, "source", Exits, raising=False)
+    monkeypatch.setitem(sources.KINDS, "lamp", Guarded(lamp))
+    found = Sources(lambda resource, owner: None, lambda kind: ["lamp:x"])
+    found.want("lamp:x")
+    found.drain()
+    assert "SystemExit" in found.health()["lamp"]
+    found.close()
+
+
+class Copies(Lamp):
+    """Forks, and comes back twice."""
+
+    pids: ClassVar[list[int]] = []
+
+    def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        pid = os.fork()
+        if pid:
+            self.pids.append(pid)
+        return {"on": bool(pid)}
+
+
+@pytest.mark.parametrize("on", [on_a_thread, lambda call: call()], ids=["worker", "loop"])
+def test_a_copy_of_the_agent_that_a_kind_makes_ends_with_the_call(on: Callable[[Callable[[], Any]], Any]) -> None:
+    own = os.getpid()
+    try:
+        seen = on(lambda: Guarded(Copies()).observe("x"))
+    finally:
+        if os.getpid() != own:  # the copy has come as far as this: on the code before it would run the tests, too
+            os._exit(1)
+    assert seen == {"on": True}
+    pid, end = Copies.pids.pop(), time.monotonic() + 10
+    while (gone := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(gone[1]) == bounded.COPY_ENDS
+
+
+def test_a_standard_descriptor_that_a_kind_closes_is_there_again() -> None:
+    """In a process of its own: the next file that is opened would be what the log is written to."""
+    script = (
+        "import os, sys\n"
+        f"sys.path[:0] = {sys.path!r}\n"
+        "from lamp_kind import Lamp\n"
+        "from pact.resources.guarded import Guarded\n"
+        "class Closes(Lamp):\n"
+        "    def observe(self, name, keep=None):\n"
+        "        [os.close(fd) for fd in (0, 1, 2)]\n"
+        "        return {}\n"
+        "seen = Guarded(Closes()).observe('x')\n"
+        "assert os.open('/dev/null', os.O_RDONLY) > 2\n"
+        "print(seen.why, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout == "lamp: it closed the descriptor 0 of the agent\n", done

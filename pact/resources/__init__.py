@@ -71,8 +71,10 @@ def _add_others(found: Kinds) -> None:
         _require_owned(point.name, point.module)
         try:
             kind = point.load()
-        except Exception as exc:
-            raise ConfigError(f"the kind {point.name!r} ({point.value}) cannot be loaded: {exc}") from exc
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # sys.exit() in a module would end every command without a word
+            raise ConfigError(f"the kind {point.name!r} ({point.value}) cannot be loaded: {exc!r}") from exc
         if not isinstance(kind, Kind) or getattr(kind, "name", "") != point.name or not point.name.isidentifier():
             raise ConfigError(f"the kind {point.name!r} ({point.value}) is no Kind of that name")
         if kind.name in found:

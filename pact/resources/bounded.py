@@ -2,18 +2,22 @@
 
 On the main thread (the agent's loop, a command) a timer interrupts the call. On a worker's thread the call runs on a
 helper's thread, which is given up if it does not come back. A call that hangs inside the kernel or in native code keeps
-its thread; nobody waits for it.
+its thread; nobody waits for it. What would end this process or a thread of it (``sys.exit``) is an error of the call; a
+copy of this process that the code has made (``os.fork``) ends where its call ends; a standard descriptor that it closes
+is opened again, because the next file that is opened would get its number.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -26,17 +30,87 @@ AGAIN_S: Final = 0.1
 DESCRIPTORS_MAX: Final = 64
 THREADS_MAX: Final = 16
 MEMORY_MAX: Final = 64 << 20
+STANDARD: Final = (0, 1, 2)
+#: Copies of these have higher numbers than programs expect to be free.
+COPIES_FROM: Final = 64
+#: How a copy of this process ends that came back from a call.
+COPY_ENDS: Final = 70
 
 
 class Hung(BaseException):
     """A call did not end in its time. No ordinary ``except`` of the called code holds it up."""
 
 
+class Escaped(Exception):
+    """A call did what would have ended or changed this process; the text is for people."""
+
+
 def within(limit_s: float, method: Callable[..., T], *args: Any, **more: Any) -> T:
-    """The method's result. Raises what it raises, and Hung after the limit."""
+    """The method's result. Raises the exceptions that it raises, Escaped, and Hung after the limit."""
+    held = partial(_held, method)
     if threading.current_thread() is threading.main_thread():
-        return _interrupted(min(limit_s, LOOP_S), method, args, more)
-    return _aside(limit_s, method, args, more)
+        return _interrupted(min(limit_s, LOOP_S), held, args, more)
+    return _aside(limit_s, held, args, more)
+
+
+def _held(method: Callable[..., T], *args: Any, **more: Any) -> T:
+    """The call itself, on the thread that makes it."""
+    own, before = os.getpid(), _STANDARD.present()
+    try:
+        return method(*args, **more)
+    except (Exception, Hung):
+        raise
+    except BaseException as exc:
+        if _is_a_persons(exc):
+            raise
+        raise Escaped(f"it raised {type(exc).__name__}, which ends a program: {exc}") from None
+    finally:
+        if os.getpid() != own:
+            os._exit(COPY_ENDS)
+        _STANDARD.mend(before)
+
+
+def _is_a_persons(exc: BaseException) -> bool:
+    """Ctrl-C at a command. The agent takes SIGINT in another way."""
+    return (
+        isinstance(exc, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+class _Standard:
+    """The standard descriptors of this process, and copies of them to put back in their places."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[tuple[int, int], int]] = {}  # by descriptor: what it was, and its copy
+
+    def present(self) -> tuple[tuple[int, int] | None, ...]:
+        """Which files they are; a copy is made of each that is new."""
+        found = tuple(map(_identity, STANDARD))
+        for fd, what in zip(STANDARD, found, strict=True):
+            known = self._copies.get(fd)
+            if what is not None and (known is None or known[0] != what):
+                if known is not None:
+                    os.close(known[1])
+                self._copies[fd] = what, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, COPIES_FROM)
+        return found
+
+    def mend(self, before: tuple[tuple[int, int] | None, ...]) -> None:
+        """Raises Escaped if one that was there is closed."""
+        closed = [fd for fd, was in zip(STANDARD, before, strict=True) if was is not None and _identity(fd) is None]
+        for fd in closed:
+            os.dup2(self._copies[fd][1], fd)
+        if closed:
+            raise Escaped(f"it closed the descriptor {closed[0]} of the agent")
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
 
 
 def _raise_hung(number: int, frame: object) -> None:
@@ -109,6 +183,9 @@ def _aside(limit_s: float, method: Callable[..., T], args: tuple[Any, ...], more
     except Hung:
         _helpers.helper = None
         raise
+
+
+_STANDARD: Final = _Standard()
 
 
 class Left:

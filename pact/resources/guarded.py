@@ -17,8 +17,23 @@ from pact.errors import ConfigError, PactError, RestoreError
 from pact.host.notify import log
 from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable, split_id
 from pact.observe.mountinfo import MountEntry
-from pact.resources.base import WHOLE_N, Among, Blobs, Drained, Entry, Found, Held, Keep, Kind, Saved, Source
-from pact.resources.bounded import LOOK_S, LOOP_S, WORK_S, Hung, Left, within
+from pact.resources.base import (
+    COMMON_KEYS,
+    WHOLE_N,
+    Among,
+    Blobs,
+    Drained,
+    Entry,
+    Found,
+    Held,
+    Keep,
+    Kind,
+    Saved,
+    Source,
+    common,
+    export_common,
+)
+from pact.resources.bounded import LOOK_S, LOOP_S, WORK_S, Escaped, Hung, Left, within
 
 T = TypeVar("T")
 WHY_MAX: Final = 200
@@ -70,7 +85,8 @@ class Guarded(Kind):
         return tuple(given)
 
     def _why(self, exc: Exception) -> str:
-        return f"{self.name}: {type(exc).__name__}: {exc}"[:WHY_MAX]
+        what = "" if isinstance(exc, Escaped) else f"{type(exc).__name__}: "
+        return f"{self.name}: {what}{exc}"[:WHY_MAX]
 
     def _give_up(self, why: str) -> None:
         self._broken = self._broken or f"{self.name}: {why}"[:WHY_MAX]
@@ -120,7 +136,13 @@ class Guarded(Kind):
             raise ValueError(self._why(exc)) from exc
 
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
-        return self._or_value_error(self._inner.parse, name, value, base_dir)
+        """Refused too if its code leaves out what every entry may say."""
+        entry: Any = self._or_value_error(self._inner.parse, name, value, base_dir)
+        if not isinstance(entry, Entry) or not isinstance(entry.declared, Declared):
+            raise ValueError(f"{self.name}: its code reads {type(entry).__name__}, and not an Entry")
+        if isinstance(value, Mapping) and (lost := _lost(value, entry.declared)):
+            raise ValueError(f"{lost} is left out by the code of kind {self.name}: it would not be kept")
+        return entry
 
     def entries(self, table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         return self._or_value_error(lambda: [(str(name), value) for name, value in self._inner.entries(table)])
@@ -139,7 +161,10 @@ class Guarded(Kind):
         return self._or(nothing, lambda: [str(text) for text in self._inner.keep_in(directory, boot_id)])
 
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
-        return self._or_value_error(self._inner.export, name, declared, blobs)
+        out, more = self._or_value_error(self._inner.export, name, declared, blobs), export_common(declared)
+        if more and not isinstance(out, Mapping):
+            raise ValueError(f"{', '.join(more)} of {self.name}:{name} is left out by the code of its kind")
+        return {**out, **more} if more else out
 
     def canonical(self, name: str) -> str:
         return self._or_value_error(self._inner.canonical, name)
@@ -466,6 +491,18 @@ class _Bounded(Source):
 
     def close(self) -> None:
         self._in_time(self._inner.close)
+
+
+def _lost(value: Mapping[str, Any], declared: Declared) -> str:
+    """The first key of those that every entry may have which is not in what was read; ``""`` if none is missing."""
+    for key in sorted(COMMON_KEYS & value.keys()):
+        try:
+            said = common({key: value[key]})
+        except ValueError:
+            continue  # a key of this name of the kind's own: its code has read it
+        if any(getattr(declared, field) != what for field, what in said.items()):
+            return key
+    return ""
 
 
 def _saved(said: Saved) -> Saved:
