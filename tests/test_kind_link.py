@@ -77,6 +77,7 @@ def test_everything_that_can_be_named_is_read_in_one_form() -> None:
         ({"mtu": True}, "mtu True"),
         ({"mtu": 1e3}, "mtu 1000.0"),
         ({"mtu": 0}, "mtu 0"),
+        ({"mtu": 1279, "addresses": ["10.0.0.1/8", "fd00::1/64"]}, "1280 at least"),
         ({"addresses": "10.0.0.1/8"}, "a list"),
         ({"addresses": ["10.0.0.1/33"]}, "length"),
         ({"addresses": ["10.0.0.1"]}, "length"),

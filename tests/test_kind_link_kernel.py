@@ -147,6 +147,52 @@ print(json.dumps(KIND.preflight("a", step, None).refusal))
     assert why in said and bool(said) == bool(why)
 
 
+@pytest.mark.parametrize(
+    ("target", "plan", "why"),
+    [
+        ({"master": "none"}, {}, "there is no link none whose member it could be"),
+        ({"master": "none"}, {"none": {"type": "bridge"}}, ""),
+        ({"master": "br"}, {}, ""),
+        ({"master": "br"}, {"br": None}, "there is no link br"),
+        ({"master": "b"}, {}, "b is a veth: it takes no members"),
+        ({"master": "lo"}, {}, "lo is no bridge or bond: it takes no members"),
+        ({"master": ""}, {}, ""),
+        ({"vlan": {"parent": "none", "id": 3}}, {}, "there is no link none of which it could be a VLAN"),
+        ({"vlan": {"parent": "none", "id": 3}}, {"none": {"type": "bond"}}, ""),
+        ({"vlan": {"parent": "a", "id": 3}}, {}, ""),
+    ],
+)
+def test_a_link_above_it_must_be_there_or_come_with_the_plan(target: Any, plan: Any, why: str) -> None:
+    script = """
+import json, sys
+from pact.core.plan import Step
+from pact.resources.kinds.link import KIND
+from pact.resources.support.possible import impossible
+target, plan = map(json.loads, sys.argv[1:])
+name = "new" if "vlan" in target else "a"
+steps = [Step(f"link:{name}", target, KIND.observe(name)), *(Step(f"link:{n}", t, None) for n, t in plan.items())]
+print(json.dumps(impossible(steps)))
+"""
+    setup = "ip link add name a type veth peer name b; ip link add name br type bridge"
+    (said,) = inside(script, json.dumps(target), json.dumps(plan), setup=setup) or [""]
+    assert why in said and bool(said) == bool(why)
+
+
+def test_another_name_of_a_link_is_told() -> None:
+    script = """
+import json
+from pact.core.plan import Step
+from pact.resources.kinds.link import KIND
+said = [KIND.misnamed(name) for name in ("a", "fabric0", "none")]
+said.append(KIND.preflight("fabric0", Step("link:fabric0", {"state": "up"}, None), None).refusal)
+print(json.dumps(said))
+"""
+    setup = "ip link add name a type veth peer name b; ip link property add dev a altname fabric0"
+    own, other, none, refused = inside(script, setup=setup)
+    assert (own, other, none) == ("", "is another name of link:a", "")
+    assert refused == "link:fabric0: it is another name of link:a"
+
+
 EVENTS = """
 import json, os, select, subprocess, sys
 from pact.resources.support.link_source import Notifications
@@ -190,6 +236,35 @@ def test_notifications_name_the_wanted_links_and_the_sender_where_the_kernel_say
     assert said[4] == [], "routes of daemons are dropped in the kernel"
     assert ["a", False] in said[5], "its old name is gone"
     assert ["a", False] in said[6]
+
+
+@pytest.mark.invariant("X2")
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_a_route_that_takes_the_place_of_anothers_is_an_event_of_both(family: str) -> None:
+    """The kernel tells of the new one alone."""
+    setup = (
+        "ip link add name a type veth peer name b; ip link add name c type veth peer name d;"
+        "for i in a b c d lo; do ip link set dev $i up; done;"
+        "ip address add 10.1.0.1/24 dev a; ip address add 10.3.0.1/24 dev c;"
+        "ip address add fd01::1/64 dev a nodad; ip address add fd03::1/64 dev c nodad; sleep 2"
+    )
+    to, other, a, c = ("10.2.0.0/16", "10.5.0.0/16", "10.1.0.2", "10.3.0.2")
+    if family == "-6":
+        to, other, a, c = ("fd02::/64", "fd05::/64", "fd01::2", "fd03::2")
+    script = EVENTS.replace("    said.append(seen())", "    said.append(seen())\n    KIND.observe('a')").replace(
+        "n = Notifications()", "from pact.resources.kinds.link import KIND\nn = Notifications()"
+    )
+    said = inside(
+        script,
+        f"ip {family} route add {to} via {a}",
+        f"ip {family} route replace {to} via {c}",
+        f"ip {family} route add {other} via {c}",
+        f"ip {family} route replace {other} via {c} src {c[:-1]}1",
+        setup=setup,
+    )
+    assert ["a", True] in said[0]
+    assert [name for name, _ in said[1]] == ["a"], "it has lost its route"
+    assert said[2] == said[3] == [], "another link's routes are nothing of its"
 
 
 @pytest.mark.invariant("F70")

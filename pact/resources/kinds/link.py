@@ -170,6 +170,12 @@ class Link(Kind):
 
         return fnmatchcase(name, pattern.replace("**", "*")) and (pattern == name or not why_passed_by_name(name))
 
+    def misnamed(self, name: str) -> str:
+        from pact.resources.support.link_checks import alternative
+
+        own = alternative(name)
+        return f"is another name of {self.name}:{own}" if own else ""
+
     def remarks(self) -> Callable[[str, Attrs], str]:
         from pact.resources.support.link_adopt import remark
 

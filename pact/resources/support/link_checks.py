@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from typing import Final
 
 from pact.model import Attrs, decode_name, encode_name
@@ -21,6 +22,10 @@ SOFT: Final = frozenset(
     {*MADE, "veth", "dummy", "macvlan", "ipvlan", "macvtap", "ipvtap", "vxlan", "vrf", "ifb", "tun", "gre", "ipip"}
 )
 
+#: Types that take no members; ``""`` is hardware.
+NO_MASTERS: Final = frozenset({"", "veth", "vlan", "dummy", "tun", "ifb"})
+UNKNOWN: Final = "?"
+
 
 def renamed(name: str) -> Link | None:
     """The link that had this name when it was last seen, and has another one now."""
@@ -35,6 +40,16 @@ def renamed(name: str) -> Link | None:
     if link is None or link.name == decode_name(name) or link.hardware.hex() != known.hardware:
         return None
     return link
+
+
+def alternative(name: str) -> str:
+    """The name of the link that has this one as another name (``altname``); ``""`` if there is none."""
+    try:
+        with Talk() as talk:
+            link = talk.called(decode_name(name))
+    except (OSError, Malformed):
+        return ""
+    return encode_name(link.name) if link is not None and link.name != decode_name(name) else ""
 
 
 def why_not(ip: str, name: str, target: Attrs | None, actual: Attrs | None) -> str:
@@ -52,6 +67,35 @@ def why_not(ip: str, name: str, target: Attrs | None, actual: Attrs | None) -> s
     return _why_not_mtu(name, target, actual)
 
 
+def why_not_under(target: Attrs, actual: Attrs | None, of_plan: Mapping[str, Attrs | None]) -> list[str]:
+    """Why it cannot be a member, or a VLAN, of the links that it names. ``of_plan``: the links that the same plan
+    brings, and (``None``) takes away."""
+    out, master = [], target.get("master", "")
+    if master and master != (actual or {}).get("master"):
+        kind = _kind_of(master, of_plan)
+        if kind is None:
+            out.append(f"there is no link {master} whose member it could be")
+        elif kind in NO_MASTERS:
+            out.append(f"{master} is {'a ' + kind if kind else 'no bridge or bond'}: it takes no members")
+    parent = target["vlan"]["parent"] if actual is None and "vlan" in target else ""
+    if parent and _kind_of(parent, of_plan) is None:
+        out.append(f"there is no link {parent} of which it could be a VLAN")
+    return out
+
+
+def _kind_of(name: str, of_plan: Mapping[str, Attrs | None]) -> str | None:
+    """The type of a link when the plan is done; ``UNKNOWN``; None: it is not there."""
+    target = of_plan.get(name)
+    if name in of_plan:
+        return None if target is None else UNKNOWN
+    try:
+        with Talk() as talk:
+            link = talk.link(decode_name(name))
+    except (OSError, Malformed):
+        return UNKNOWN
+    return None if link is None else link.kind
+
+
 def note(name: str, actual: Attrs | None) -> str:
     """What a person should know beforehand; ``""`` if nothing."""
     link = renamed(name) if actual is None else None
@@ -66,6 +110,8 @@ def _why_not_made(name: str, target: Attrs) -> str:
         return "the kernel would take '%' in its name as a place for a number"
     if target.get("type") == "vlan" and "vlan" not in target:
         return "there is no such link, and its declaration does not say its VLAN's parent and id"
+    if own := alternative(name):
+        return f"it is another name of link:{own}"
     return "" if made else HARDWARE
 
 

@@ -17,7 +17,7 @@ from pact.model import decode_name, encode_name
 from pact.resources.base import is_own_tool
 from pact.resources.shapes import Drained
 from pact.resources.support import link_wire as wire
-from pact.resources.support.link_look import learn
+from pact.resources.support.link_look import known, learn
 from pact.resources.support.link_wire import Malformed
 
 #: RTNLGRP_*: link, IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
@@ -137,7 +137,23 @@ class Notifications:
             came = message.type == wire.NEWROUTE
             if route is not None and (came or message.port):  # the kernel takes routes away by itself, too
                 learn(concerned[0], route, there=came)
+        if message.type == wire.NEWROUTE and message.flags & wire.REPLACE:
+            concerned += [n for n in self._that_had(message, index) if n not in concerned]
         return concerned
+
+    def _that_had(self, message: wire.Message, index: int) -> list[str]:
+        """The wanted links over which the route led whose place this one has taken: the kernel says only where the new
+        one leads. Of a link of which too little is known it may be, too."""
+        route = wire.route_of(message.body)
+        if route is None:
+            return []
+        to, out = route.text.split(" ", 1)[0], []
+        for raw in sorted(self._wanted - {self._names.get(index, b"")}):
+            before = known(name := encode_name(raw))
+            had = [text.split(" ", 1)[0] for past in (before.pasts[-1:] if before else ()) for text, _ in past.routes]
+            if before is None or to in had:
+                out.append(name)
+        return out
 
     def _ask(self, index: int) -> bytes:
         try:

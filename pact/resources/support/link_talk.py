@@ -92,6 +92,11 @@ class Talk:
     def link(self, name: bytes = b"", index: int = 0) -> Link | None:
         """One link by its name, or by its index. ``None``: there is none; a link of which this is only another name
         (``altname``) does not count. Raises OSError or Malformed."""
+        found = self.called(name, index)
+        return found if found is None or not name or found.name == name else None
+
+    def called(self, name: bytes, index: int = 0) -> Link | None:
+        """The same, also by another name."""
         body = wire.LINK_HEAD.pack(0, 0, index, 0, 0)
         body += wire.attribute(wire.IFLA_EXT_MASK, wire.U32.pack(wire.SKIP_STATISTICS))
         if name:
@@ -102,8 +107,7 @@ class Talk:
             if exc.errno in (19, 6):  # ENODEV, ENXIO
                 return None
             raise
-        found = wire.link_of(answer[0])
-        return found if not name or found.name == name else None
+        return wire.link_of(answer[0])
 
     def links(self) -> list[Link]:
         body = wire.LINK_HEAD.pack(0, 0, 0, 0, 0)

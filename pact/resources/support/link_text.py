@@ -10,6 +10,8 @@ from pact.model import Attrs, decode_name, encode_name
 from pact.resources.support.link_wire import INET, INET6, MAIN, METRIC6, MODES, NAME_MAX
 
 MTU_MAX: Final = 0x7FFFFFFF
+#: With less the kernel gives up IPv6 on a link.
+MTU6_MIN: Final = 1280
 VLAN_MAX: Final = 4094
 LIST_MAX: Final = 256
 ATTRS: Final = frozenset({"state", "mtu", "addresses", "routes", "master", "vlan", "bond", "type"})
@@ -154,6 +156,8 @@ def parsed(value: dict[str, Any]) -> Attrs | None:
         if value["bond"] not in MODES:
             raise ValueError(f"bond is a mode: {', '.join(MODES)}")
         attrs["bond"] = value["bond"]
+    if attrs.get("mtu", MTU6_MIN) < MTU6_MIN and any(family_of(a) == INET6 for a in attrs.get("addresses", ())):
+        raise ValueError(f"mtu {attrs['mtu']} is too small for its addresses of IPv6: {MTU6_MIN} at least")
     if not attrs:
         raise ValueError(f"it says nothing; known: {', '.join(sorted(ATTRS))}")
     return attrs

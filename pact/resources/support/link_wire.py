@@ -82,6 +82,9 @@ BOOT: Final = 3
 STATIC: Final = 4
 METRIC6: Final = 1024  # what the kernel takes for IPv6 if nothing is said
 
+#: Of a message about a route: it took the place of another, which no message of its own says.
+REPLACE: Final = 0x100
+
 NAME_MAX: Final = 15
 MODES: Final = (
     "balance-rr",

@@ -37,7 +37,16 @@ def impossible(steps: Sequence[Step]) -> list[str]:
                 files.append(step)
         elif kind == "mount" and step.target is not None and _comes(step):
             out += [f"{step.id}: {why}" for why in _mount(step.target, steps)]
+        elif kind == "link" and step.target is not None:
+            out += [f"{step.id}: {why}" for why in _link(step.target, step.actual, steps)]
     return out + _places(files)
+
+
+def _link(target: Attrs, actual: Attrs | None, steps: Sequence[Step]) -> list[str]:
+    from pact.resources.support.link_checks import why_not_under
+
+    of_plan = [(split_id(s.id)[1], s.target) for s in steps if s.id.startswith("link:")]
+    return why_not_under(target, actual, dict(of_plan))
 
 
 def _people(target: Attrs | None) -> Iterator[str]:
