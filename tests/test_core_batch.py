@@ -157,3 +157,79 @@ def test_the_end_of_a_job_is_not_forgotten_while_nothing_can_be_recorded() -> No
     world.advance(60 * S)
     assert holds(world) == []
     world.check()
+
+
+EMPTY = {"value": ""}
+
+
+@pytest.mark.invariant("O7")
+@pytest.mark.parametrize("first", [EMPTY, ZERO], ids=["emptied", "as declared"])
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "among others"])
+def test_a_prolog_that_is_seen_on_its_way_to_the_same_value_takes_no_hold_away(
+    first: dict[str, str], more: bool
+) -> None:
+    """Who writes a file empties it first; who sets a value may reset it first."""
+    world = started()
+    for job in ("71", "72"):
+        world.write(B, ONE, prolog(job))
+    if more:
+        world.write(F, TWO, prolog("73"))
+    world.write(B, first, prolog("73"))
+    world.write(B, ONE, prolog("73"))
+    change = world.node.state.change_of(B)
+    assert change is not None
+    of_b = sorted(h.reason for h in world.node.state.holds.values() if h.change == change.id)
+    assert of_b == ["job 71 runs", "job 72 runs", "job 73 runs"] and list(change.members) == [B]
+    ended(world, "73", "71")
+    world.advance(3600 * S)
+    assert world.machine[B] == ONE and holds(world) == ["job 72 runs"]
+    ended(world, "72")
+    world.advance(3600 * S)
+    assert world.machine[B] == ZERO
+    world.check()
+
+
+@pytest.mark.invariant("O7")
+def test_what_a_job_meant_that_has_ended_or_lost_its_value_to_a_person_holds_nothing() -> None:
+    world = started()
+    world.write(B, ONE, prolog("71"))
+    world.write(B, EMPTY, prolog("72"))
+    ended(world, "71")
+    world.write(B, ONE, prolog("72"))
+    assert holds(world) == ["job 72 runs"], "job 71 has ended meanwhile"
+    world.write(B, TWO, ROOT.owner)
+    world.write(B, ONE, ROOT.owner)
+    assert holds(world) == [], "a person decides, and has a window"
+    world.write(B, ZERO, prolog("73"))
+    world.write(B, ONE, prolog("73"))
+    assert holds(world) == ["job 73 runs"]
+    assert world.node.meant == {}
+    world.check()
+
+
+@pytest.mark.invariant("O7")
+def test_a_job_s_own_epilog_that_takes_it_back_leaves_nothing_of_it_to_the_next_job() -> None:
+    world = started()
+    for job in ("71", "72", "73"):
+        world.write(B, ONE, prolog(job))
+        assert holds(world) == [f"job {job} runs"]
+        world.write(B, ZERO, prolog(job))
+    assert holds(world) == [] and world.node.meant == {}
+    world.check()
+
+
+@pytest.mark.invariant("O7")
+def test_a_moment_of_another_value_that_nobody_is_named_for_takes_no_hold_away() -> None:
+    world = started()
+    world.write(B, ONE, prolog("71"))
+    world.write(B, EMPTY, None)
+    world.write(B, ONE, prolog("72"))
+    assert holds(world) == ["job 71 runs", "job 72 runs"]
+    world.write(B, EMPTY, None)
+    world.write(B, TWO, prolog("71"))
+    world.write(B, ONE, prolog("72"))
+    assert holds(world) == ["job 72 runs"], "job 71 wants another value itself"
+    world.write(B, ZERO, None)
+    world.write(B, ONE, prolog("73"))
+    assert holds(world) == ["job 73 runs"], "it may have been the epilog of job 72"
+    world.check()

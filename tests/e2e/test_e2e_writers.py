@@ -40,6 +40,11 @@ def write(*pairs: str) -> str:
     return "\n".join([*lines, "echo written; read line"])
 
 
+def emptied(path: str, text: str, before: float = 0.5) -> str:
+    """The same for one file, which is empty for so many seconds before."""
+    return f"sh -c '(sleep {before}; echo {text}) > {path}; sleep 0.8'\necho written; read line"
+
+
 def replaced(path: str, text: str) -> str:
     """The same for one file, which is never empty meanwhile, however slow the machine is."""
     return f"sh -c 'echo {text} > {path}.new; mv {path}.new {path}; sleep 0.8'\necho written; read line"
@@ -181,6 +186,21 @@ def test_what_a_prolog_sets_lasts_as_long_as_its_job(another: Callable[..., Agen
     wait_until(lambda: agent.newest("rolled_back"), "the window's end")
     opened, closed = agent.newest("hold_released"), agent.newest("rollback_started")
     assert opened["data"]["cause"] == "job 72 has ended" and seconds(opened, closed) >= 0.5
+
+
+@pytest.mark.invariant("O7")
+def test_a_prolog_that_empties_the_file_before_it_writes_it_takes_no_hold_away(another: Callable[..., Agent]) -> None:
+    """The agent looks while the file is empty: for a moment it is no longer what the first job has set."""
+    agent = another(writer=RULES)
+    path = agent.file("emptied.conf")
+    agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
+    wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
+    agent.world.end(under_way(agent.world, "prolog", emptied(path, "tuned"), job="72"))
+    wait_until(lambda: held_for(agent) == ["job 71 runs", "job 72 runs"], "held for both")
+    assert any(r["data"]["actual"]["size"] == 0 for r in agent.records("drift_detected")), "it was seen empty"
+    agent.pact("epilog", "--job", "72")
+    wait_until(lambda: held_for(agent) == ["job 71 runs"], "72 has ended")
+    assert agent.change_of(f"file:{path}")["state"] == "held"
 
 
 @pytest.mark.invariant("O7")

@@ -29,6 +29,12 @@ def asked_epilog(node: Desk, event: Asked[ops.Epilog]) -> None:
 def jobs_ended(node: Desk, jobs: Sequence[str]) -> None:
     """What was set for a job has its window from now on: the holds that lasted as long as these jobs end.  # O7"""
     ended = frozenset(jobs)
+    for resource, (wanted, holds) in list(node.meant.items()):
+        left = [h for h in holds if writers.job_of(h.owner) not in ended]
+        if left:
+            node.meant[resource] = wanted, left
+        else:
+            del node.meant[resource]
     for cid, hold in holds_of_jobs(node.state):
         job = writers.job_of(hold.owner)
         if job in ended:

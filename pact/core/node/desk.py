@@ -20,6 +20,8 @@ from pact.model import UNATTRIBUTED, Attrs, Declared, Owner, Unreadable
 ALSO_MAX: Final = 8
 #: For how many jobs of one node a change is held at the same time.
 JOBS_MAX: Final = 512
+#: Of how many resources it is remembered what jobs wanted whose value another job has replaced.
+MEANT_MAX: Final = 4096
 
 
 class Desk(Ledger):
@@ -82,13 +84,19 @@ class Desk(Ledger):
             if change is not None and (change.members[resource].owed or blocked):
                 return self._still_owed(change, change.members[resource], declared)
             if change is not None:
+                self._remember_meant(change, resource, sighting.owner, cleared=True)
                 self.record(payloads.DriftCleared(resource=resource, change=change.id))
             elif resource in self.state.enforced:
                 self.record(payloads.Declared(resources={}, forgotten=[resource], cause="it is gone"))
             return change is not None
         if change is None and sighting.owner is None and resource in self.state.enforced:
             sighting = replace(sighting, owner=self.state.enforced[resource])
-        return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
+        if change is not None and change.members[resource].actual != seen:
+            self._remember_meant(change, resource, sighting.owner, cleared=False)
+        drifted = self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
+        if drifted and resource in self.meant:
+            self._meant_again(resource, sighting)
+        return drifted
 
     def _still_owed(self, change: Change, member: Member, declared: Declared) -> bool:
         """It is as declared, and somebody must still be told of that. If it was something else meanwhile, record that
@@ -245,16 +253,57 @@ class Desk(Ledger):
         of a change that has more becomes a change of its own, held for all of them.  # O7"""
         if any(h.owner.then == writer.then for h in shared):
             return False
+        if len(change.members) > 1:
+            self._hold_as_well(self._apart(change, resource, writer, sighting), shared)
+        elif len(shared) < JOBS_MAX:
+            self._place(change.id, writer, writers.why_held(writer), self.t_ns + writers.JOB_MAX_NS)
+        return True
+
+    def _apart(self, change: Change, resource: str, writer: Owner, sighting: Sighting) -> str:
+        """The id of a new change of this writer with this member, as it is."""
+        member, cid = change.members[resource], self.new_change_id()
+        args = (member.actual, member.deviation_n, member.weight_n, self.t_ns, sighting.moved_with)
+        self.detect(resource, cid, writer, *args, secret=sighting.secret)
+        return cid
+
+    def _hold_as_well(self, cid: str, holds: Sequence[Hold]) -> None:
+        for hold in holds[-JOBS_MAX:]:
+            self._place(cid, hold.owner, hold.reason, hold.ends_ns)
+
+    def _remember_meant(self, change: Change, resource: str, writer: Owner | None, *, cleared: bool) -> None:
+        """Another value than running jobs have set is there. A job's prolog may be on its way to theirs: who writes a
+        file empties it first, and who sets a value may reset it first. Of a value that nobody is known to have put back
+        as declared nothing is remembered: it may be an epilog's work.  # O7"""
+        job = writers.job_of(writer) if writer is not None else ""
+        named = writer is not None and writer.key != UNATTRIBUTED.key
+        if (named and not job) or (cleared and not named):
+            return
+        wanted, before = self.meant.get(resource, (None, []))
+        before = [h for h in before if writer is None or h.owner.then != writer.then]
+        shared = [h for h in self._held_for_jobs(change) if writer is None or h.owner.then != writer.then]
+        if not {h.id for h in shared} <= {h.id for h in before}:
+            wanted, before = change.members[resource].actual, shared
+        if before and (resource in self.meant or len(self.meant) < MEANT_MAX):
+            self.meant[resource] = wanted, before
+        else:
+            self.meant.pop(resource, None)
+
+    def _meant_again(self, resource: str, sighting: Sighting) -> None:
+        """The value of which jobs are still in need has come back by another job's hand: it lasts as long as any of
+        them.  # O7"""
+        change, (wanted, holds) = self.state.change_of(resource), self.meant[resource]
+        if change is None or change.members[resource].actual != wanted or not writers.job_of(change.owner):
+            return
+        del self.meant[resource]
+        known = {h.owner.then for h in self._held_for_jobs(change)}
+        lacking = [h for h in holds if h.owner.then not in known and h.ends_ns > self.t_ns]
+        if not known or not lacking:
+            return  # a person has released it, or it is shared already
         cid = change.id
         if len(change.members) > 1:
-            member, cid = change.members[resource], self.new_change_id()
-            args = (member.actual, member.deviation_n, member.weight_n, self.t_ns, sighting.moved_with)
-            self.detect(resource, cid, writer, *args, secret=sighting.secret)
-            for hold in shared[-JOBS_MAX:]:
-                self._place(cid, hold.owner, hold.reason, hold.ends_ns)
-        elif len(shared) < JOBS_MAX:
-            self._place(cid, writer, writers.why_held(writer), self.t_ns + writers.JOB_MAX_NS)
-        return True
+            member = change.members[resource]
+            cid = self._apart(change, resource, replace(change.owner, command=member.command), sighting)
+        self._hold_as_well(cid, lacking)
 
     def _place(self, cid: str, owner: Owner, why: str, ends_ns: int) -> None:
         hold, ends = f"h{self.state.hold_n + 1}", self.wall_of(ends_ns)

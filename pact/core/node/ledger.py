@@ -12,7 +12,7 @@ from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, 
 from pact.core.node.jobs import Job, W, Waiting
 from pact.core.node.pace import Pace
 from pact.core.node.refusals import Refusals
-from pact.core.node.state import State
+from pact.core.node.state import Hold, State
 from pact.core.node.timers import NamedTimers
 from pact.core.node.windows import magnitude
 from pact.core.payload import Payload
@@ -66,6 +66,8 @@ class Ledger:
         self.converging: dict[int, frozenset[str]] = {}  # job -> resources that it is bringing to declared state
         # Job -> id prefixes of resources beside its plan that its writes may move.
         self.stirring: dict[int, tuple[str, ...]] = {}
+        # Resource -> what jobs wanted of it whose value another job has just replaced, with their holds.  # O7
+        self.meant: dict[str, tuple[Attrs | None, list[Hold]]] = {}
         self.waiting: dict[int, Waiting] = {}  # request -> results that its reply still waits for
         self.refusals = Refusals()
         self.pace = Pace()  # new things below tracked patterns that are not recorded yet
