@@ -16,7 +16,7 @@ import pytest
 from pact.agent import acting, notifications, probing, worker
 from pact.agent.acting import act
 from pact.agent.probing import probe
-from pact.core.node.events import Ticked
+from pact.core.node.events import Act, Acted, Ticked
 from pact.core.plan import Step
 from pact.declared.toml import Ignore
 from pact.host.clock import boottime_ns
@@ -359,3 +359,31 @@ def test_who_was_owed_it_before_is_owed_it_still_if_the_step_fails(tmp_path: Pat
     step = replace(step, owed=True)
     results = act((step,), keep.blobs.get)
     assert notifications.tell((step,), results, (), {}).untold == {step.id: step.notify}
+
+
+@pytest.mark.invariant("R5")
+def test_after_an_act_that_broke_all_of_its_steps_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows how far it came. A step that joined the plan would count as declared until the next rescan."""
+    there, gone, broken = tmp_path / "there", tmp_path / "gone", tmp_path / "broken"
+    there.write_text("x")
+    steps = tuple(Step(f"file:{p}", value(b"y"), value(b"x")) for p in (there, gone, broken))
+    real = worker.observe
+
+    def breaks(*args: object, **options: object) -> dict[str, str]:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(worker, "act", breaks)
+    monkeypatch.setattr(worker, "observe", lambda r: breaks() if r.endswith("broken") else real(r))
+    made = worker.Worker("test", 1 << 20, lambda: 1 << 20, lambda _: None, Ignore(), lambda: None)  # type: ignore[arg-type]
+    made.submit(Act(7, steps, {}, below=("file:/etc/passwd",)))
+    result = made.results.get(timeout=30)
+    made.close(10)
+    assert result.make is not None
+    event = result.make(1, 2)
+    assert isinstance(event, Acted)
+    seen: dict[str, Any] = {s.resource: s.observation for s in event.sightings}
+    assert seen[steps[0].id]["sha256"] == value(b"x")["sha256"] and seen[steps[1].id] is None
+    assert isinstance(seen[steps[2].id], Unreadable) and seen["file:/etc/passwd"]["type"] == "file"
+    assert all("a bug" in why for why in event.results.values())

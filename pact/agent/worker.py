@@ -293,8 +293,14 @@ class Worker:
             why = explained(exc).message
             results = dict.fromkeys((s.id for s in effect.steps), why)
             maybe = {s.id: s.notify for s in effect.steps if s.notify}  # any of them may have been moved  # R14
-            result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, [], untold=maybe))
+            seen = self._looked_after(effect)
+            result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, seen, untold=maybe))
         self._post(result)
+
+    def _looked_after(self, effect: Act) -> list[Sighting]:
+        """What is there after an act that broke: nobody knows how far it came."""
+        others = (r for r in effect.below if self.ignore.match(r) is None)
+        return [_tried(r) for r in (*(s.id for s in effect.steps), *others)]
 
     def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
         fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
@@ -388,6 +394,15 @@ class Worker:
         notes += turnable.notes()
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
         self._post(_found(effect.job, found, exact, notes, keep, last=True, patterns=patterns))
+
+
+def _tried(resource: str) -> Sighting:
+    """A look of which nothing is expected; what breaks is unreadable."""
+    try:
+        (sighting,) = placed([Sighting(resource, observe(resource))])
+    except Exception as exc:
+        return Sighting(resource, Unreadable(explained(exc).message))
+    return sighting
 
 
 def _unexpected(exc: Exception) -> None:
