@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.kinds.service import KIND, short_of, unit_of
 from pact.resources.support import daemons, systemd, systemd_bus, systemd_users
 from pact.resources.support.systemd_bus import unit_of_path, unit_path
+from pact.resources.support.unit_files import proposals
 
 
 def parse(value: Any, name: str = "x") -> Attrs | None:
@@ -338,3 +340,29 @@ def test_a_pid_file_that_is_left_over_or_lies_names_nobody(tmp_path: Path) -> No
     finally:
         sleeper.kill()
         sleeper.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("web.service", "web"),
+        ("web.service.d/limits.conf", "web"),
+        ("back-up.timer", "back-up.timer"),
+        ("back-up.timer.d/when.conf", "back-up.timer"),
+        ("web.socket", "web.socket"),
+        ("worker@.service", "worker@any"),
+        ("worker@.service.d/limits.conf", "worker@any"),
+        ("poll@.timer", "poll@any.timer"),
+        ("var-lib-x.mount", "var-lib-x"),
+        ("odd\\x2dname.service", "odd\\x2dname"),
+        ("web.service.d/notes.txt", ""),
+        ("notes.conf", ""),
+    ],
+)
+def test_unit_files_of_every_type_are_read_again(path: str, told: str, tmp_path: Path) -> None:
+    """What is proposed can be declared as it is written there."""
+    said = proposals([str(tmp_path)])(f"/etc/systemd/system/{path}")
+    assert bool(said) == bool(told)
+    if told:
+        assert tomllib.loads(said) == {"notify": [f"service:{told} daemon-reload"]}
+        assert KIND.canonical(told) == told and "daemon-reload" in KIND.verbs

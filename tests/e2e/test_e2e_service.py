@@ -256,6 +256,30 @@ def test_a_unit_and_its_file_that_went_together_come_back_in_one_plan(node: Node
     committed(node)
 
 
+@pytest.mark.invariant("F80")
+def test_why_a_unit_did_not_come_up_is_told_as_it_was(node: NodeAgent, machine: Machine) -> None:
+    """Of its conditions nothing fails, and of a program that just ends nothing either."""
+    for name, more, why in (
+        ("unmet", "[Unit]\nConditionPathExists=/nonexistent\n", "its conditions are not met"),
+        ("once", "Type=oneshot\nExecStart=\nExecStart=/bin/true\n", "a oneshot without RemainAfterExit"),
+        ("brief", "ExecStart=\nExecStart=/bin/true\n", "it ended by itself, without an error"),
+    ):
+        machine.service(name, more=more)
+        said = node.declare(f'[service.{name}]\nstate = "running"\n', "--take", check=1)
+        assert why in said.out + said.err, said
+
+
+def test_what_cannot_be_masked_is_refused_before_anything_is_touched(node: NodeAgent, machine: Machine) -> None:
+    machine.service("owned")
+    said = node.declare("[service.owned]\nmasked = true\n", check=1)
+    assert "nothing was declared" in said.out and "/etc/systemd/system/owned.service is there" in said.out, said
+    own = machine.path("/etc/systemd/system/owned.service")
+    own.rename(machine.path("/usr/lib/systemd/system/owned.service"))
+    machine.systemctl("daemon-reload")
+    node.declare("[service.owned]\nmasked = true\n")
+    assert machine.show("owned", "LoadState") == "masked"
+
+
 NEVER = """
 import sys
 from pact.resources.support import systemd, systemd_jobs

@@ -39,6 +39,8 @@ def impossible(steps: Sequence[Step]) -> list[str]:
             out += [f"{step.id}: {why}" for why in _mount(step.target, steps)]
         elif kind == "link" and step.target is not None:
             out += [f"{step.id}: {why}" for why in _link(step.target, step.actual, steps)]
+        elif kind == "service" and _masks(step):
+            out += [f"{step.id}: {why}" for why in _in_the_way(name, steps)]
     return out + _places(files)
 
 
@@ -47,6 +49,20 @@ def _link(target: Attrs, actual: Attrs | None, steps: Sequence[Step]) -> list[st
 
     of_plan = [(split_id(s.id)[1], s.target) for s in steps if s.id.startswith("link:")]
     return why_not_under(target, actual, dict(of_plan))
+
+
+def _masks(step: Step) -> bool:
+    return bool((step.target or {}).get("masked")) and not (step.actual or {}).get("masked")
+
+
+def _in_the_way(name: str, steps: Sequence[Step]) -> list[str]:
+    """Masking makes a link where an administrator's own unit file may lie; systemd never replaces that."""
+    from pact.resources.support.unit_files import own_file
+
+    path = own_file(name)
+    if not os.path.lexists(path) or any(s.id == f"file:{path}" for s in steps):  # the file may be that link
+        return []
+    return [f"it cannot be masked: {path} is there; take that away first"]
 
 
 def _people(target: Attrs | None) -> Iterator[str]:

@@ -37,6 +37,7 @@ FOLLOWED_MAX: Final = 1000
 BEHIND_S: Final = 0.5
 #: A result of our own: its job stands in systemd's queue, and begins after our own unit's.
 QUEUED: Final = "queued"
+UNMET: Final = "its conditions are not met (Condition... in its unit file)"
 
 
 @dataclass(slots=True)
@@ -201,14 +202,30 @@ def _down(bus: Bus, unit: str, before: Unit) -> str:
         before.up_us,
     ):
         return ""
-    if now.active == "inactive" and before.active == "inactive" and not _failed(bus, unit):
-        return "it has run and ended (a oneshot without RemainAfterExit): it cannot be running"
+    if now.active == "inactive" and before.active == "inactive" and (why := _never_up(bus, unit)):
+        return why
     return f"it was started but does not stay up: {_failure(bus, unit)}"
 
 
-def _failed(bus: Bus, unit: str) -> bool:
-    (result,) = bus.each([get_property(unit, "Result", IS_SERVICE)])
-    return str(value_of(result, "")) not in ("", "success")
+def _never_up(bus: Bus, unit: str) -> str:
+    """Why it is not up although nothing has failed; ``""`` if something has. A unit that is down may be forgotten by
+    systemd at once, and with it whether its conditions were met."""
+    result, kind = bus.each([get_property(unit, name, IS_SERVICE) for name in ("Result", "Type")])
+    named = ("Conditions", "ConditionResult", "ConditionTimestampMonotonic")
+    conditions, met, looked = bus.each([get_property(unit, name) for name in named])
+    if not value_of(conditions, []):
+        or_not = ""
+    elif not value_of(looked, 0):
+        or_not = f", or {UNMET}"
+    elif not value_of(met, True):
+        return UNMET
+    else:
+        or_not = ""
+    if value_of(result, "") not in ("", "success"):
+        return ""
+    if value_of(kind, "") == "oneshot":
+        return f"it has run and ended (a oneshot without RemainAfterExit): it cannot be running{or_not}"
+    return f"it does not stay up: it ended by itself, without an error{or_not}"
 
 
 def reload_unit(bus: Bus, unit: str, limit_s: float = JOBS_S) -> str:

@@ -13,6 +13,9 @@ from typing import Final
 #: The first place that has a unit's file decides.
 PLACES: Final = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 SUFFIX: Final = ".service"
+#: What an administrator writes, and units that are asked for by their whole name.
+OWN: Final = PLACES[0]
+WHOLE: Final = (".timer", ".socket", ".path", ".target", ".mount", ".automount", ".slice", ".swap")
 FILES_MAX: Final = 5000
 BYTES_MAX: Final = 64 << 10
 #: More services than this read it: no one of them is proposed.
@@ -33,16 +36,37 @@ def proposals(places: Sequence[str] = PLACES) -> Callable[[str], str]:
                 readers.setdefault(path, set()).add(unit.removesuffix(SUFFIX))
 
     def propose(path: str) -> str:
-        place, _, name = path.rpartition("/")
-        unit = os.path.basename(place).removesuffix(".d") if name.endswith(".conf") else name
-        if path.startswith("/etc/systemd/system/") and unit.endswith(SUFFIX):
-            return f'notify = ["service:{unit.removesuffix(SUFFIX)} daemon-reload"]'
+        if path.startswith(f"{OWN}/") and (unit := _concerned(path)):
+            return _notify(f"service:{unit} daemon-reload")
         services = sorted(readers.get(path, ()))
         if not 0 < len(services) <= READERS_MAX:
             return ""
-        return "notify = [" + ", ".join(f'"service:{s} restart"' for s in services) + "]"
+        return _notify(*(f"service:{s} restart" for s in services))
 
     return propose
+
+
+def _notify(*told: str) -> str:
+    """As it stands in TOML; the names of units can have backslashes."""
+    return "notify = [" + ", ".join('"' + t.replace("\\", "\\\\") + '"' for t in told) + "]"
+
+
+def own_file(name: str) -> str:
+    """Where an administrator's own file of this unit would lie."""
+    return f"{OWN}/{name}" + ("" if name.endswith((SUFFIX, *WHOLE)) else SUFFIX)
+
+
+def _concerned(path: str) -> str:
+    """A service or other unit that can be named for a unit file or a drop-in; ``""`` for another file. systemd reads
+    all its unit files again, whichever is named: of a template and of units that are no services it is the service or
+    the instance of that name."""
+    place, _, leaf = path.rpartition("/")
+    unit = os.path.basename(place).removesuffix(".d") if leaf.endswith(".conf") and place.endswith(".d") else leaf
+    if not unit.endswith((SUFFIX, *WHOLE)):
+        return ""
+    stem, _, suffix = unit.rpartition(".")
+    stem += "any" if stem.endswith("@") else ""
+    return stem if f".{suffix}" in (SUFFIX, *WHOLE[4:]) else f"{stem}.{suffix}"
 
 
 def read_by(text: str) -> set[str]:
