@@ -74,13 +74,13 @@ class Sightings(Driver):
         beyond = tracking.beyond()
         if found or gone or beyond is not None:
             self.step(Appeared(*self.now(), found, gone, beyond))
-        for kind in tracking.poll(now_ns):
-            self._slow.call(partial(self._polled, kind, tracking.kinds.get(kind, [])))
+        for kind, owner in tracking.poll(now_ns):
+            self._slow.call(partial(self._polled, kind, tracking.kinds.get(kind, []), owner))
 
-    def _polled(self, kind: str, patterns: Sequence[str]) -> Result:
+    def _polled(self, kind: str, patterns: Sequence[str], owner: Owner | None) -> Result:
         names = discovered(kind, patterns)
         compared = self.watching.tracking.compared
-        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node)))
+        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node, owner)))
 
     def _cover(self) -> None:
         """Record mounts that hide declared paths. Each stays on the list until it is durable, or owed: with the first

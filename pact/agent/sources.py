@@ -79,26 +79,31 @@ class Sources:
             except Exception as exc:
                 self._give_up(kind, exc)
 
-    def drain(self) -> list[str]:
-        """Take the events of all sources. Returns the kinds of which something came or went."""
-        moved: list[str] = []
+    def drain(self) -> dict[str, Owner | None]:
+        """Take the events of all sources. Returns the kinds of which something came or went, with whom that is known to
+        be the work of."""
+        moved: dict[str, Owner | None] = {}
         for kind, source in list(self._sources.items()):
             try:
                 seen = source.drain()
                 changed, lost = [(str(name), _process(by)) for name, by in seen.changed], bool(seen.lost)
-                ports = bool(seen.ports)
-                moved += [kind] if seen.news or lost else []
+                ports, bringer = bool(seen.ports), _process(seen.by)
+                if seen.news or lost:
+                    moved[kind] = self._owner_of(bringer, ports)
             except Exception as exc:
                 self._give_up(kind, exc)
                 continue
             if not changed and not lost and self._spins(kind, source):
                 continue
             for name, by in changed:
-                writer = by if isinstance(by, Writer) else self._writer(by, ports) if by > 0 else None
-                self._touch(f"{kind}:{name}", self._owner(writer) if writer is not None else None)
+                self._touch(f"{kind}:{name}", self._owner_of(by, ports))
             if lost:
                 self._look_at_all(kind)
         return moved
+
+    def _owner_of(self, by: int | Writer, ports: bool) -> Owner | None:
+        writer = by if isinstance(by, Writer) else self._writer(by, ports) if by > 0 else None
+        return self._owner(writer) if writer is not None else None
 
     def _writer(self, number: int, is_port: bool) -> Writer | None:
         return user_of(number, self._remembered) if is_port else resolve(number) or self._remembered(number)

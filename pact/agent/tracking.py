@@ -164,10 +164,10 @@ class Tracking:
             if KINDS[kind].heeds(LINKS):
                 self._polls.setdefault(kind, None)
 
-    def kind_moved(self, kind: str) -> None:
-        """Something of this kind came or went."""
+    def kind_moved(self, kind: str, owner: Owner | None = None) -> None:
+        """Something of this kind came or went, by the hand of ``owner`` if that is known."""
         if kind in self.kinds:
-            self._polls.setdefault(kind, None)
+            self._polls[kind] = owner or self._polls.get(kind)
 
     def look(self, resource: str) -> None:
         """The resource is no longer declared: check whether it exists."""
@@ -291,13 +291,12 @@ class Tracking:
             del self._gone[resource]
         return found, gone_now
 
-    def poll(self, now_ns: int) -> list[str]:
-        """Kinds to be asked now for what exists; that takes long, so the caller does it elsewhere."""
+    def poll(self, now_ns: int) -> list[tuple[str, Owner | None]]:
+        """Kinds to be asked now for what exists, with whom that is known to be the work of; that takes long, so the
+        caller does it elsewhere."""
         due = [k for k in self._polls if not _is_quick(k) and self._polled_ns.get(k, 0) + CHECK_NS <= now_ns]
-        for kind in due:
-            del self._polls[kind]
-            self._polled_ns[kind] = now_ns
-        return due
+        self._polled_ns.update(dict.fromkeys(due, now_ns))
+        return [(kind, self._polls.pop(kind)) for kind in due]
 
     def compared(
         self, kind: str, names: set[str], node: Node, owner: Owner | None = None

@@ -199,8 +199,8 @@ class Watching:
                 self.lost.pop(event.observer, None)
         if self.followers.drain_links():
             self.tracking.links_moved()
-        for kind in self.sources.drain():
-            self.tracking.kind_moved(kind)
+        for kind, owner in self.sources.drain().items():
+            self.tracking.kind_moved(kind, owner)
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:

@@ -125,13 +125,14 @@ class Drained:
     at it itself, because it may have ended since). ``lost``: why it has missed some, so that every resource of the
     kind must be observed. ``ports``: the numbers are ports of routing sockets (netlink), which are mostly the pids of
     those who opened them, but need not be. ``news``: something of the kind came or went, declared or not: there may be
-    something new below a tracked pattern.
+    something new below a tracked pattern; ``by``: the process that brought it, as above.
     """
 
     changed: Sequence[tuple[str, int | Writer]] = ()
     lost: str = ""
     ports: bool = False
     news: bool = False
+    by: int | Writer = 0
 
 
 class Source(Protocol):

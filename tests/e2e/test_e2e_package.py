@@ -100,6 +100,19 @@ def test_an_upgrade_is_one_change_of_its_writer_and_is_rolled_back_in_one_transa
     wait_until(lambda: agent.status()["state"] == "committed", "it is as declared")
 
 
+def test_what_a_transaction_brings_is_its_writers_too(agent: Agent, site: DebSite) -> None:
+    """It is new below a tracked pattern, and nobody else's than what the same transaction has moved."""
+    site.make("brought", "1-1", Depends="tool (= 2.0-1)")
+    site.index()
+    site.install("brought")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is told of")
+    change = agent.drifted("package:tool")
+    owner = agent.newest("untracked_seen")["data"]["owner"]
+    assert (owner["user"], owner["run"].partition("#")[0]) == ("root", "apt-get") and change["owner"]["user"] == "root"
+    assert "package:brought (root" in agent.pact("status").out
+    site.dpkg("--purge", "brought")
+
+
 def test_it_is_one_change_within_two_seconds_of_its_end(agent: Agent, site: DebSite) -> None:
     site.install("tool", "user", "plain")
     before = time.monotonic()

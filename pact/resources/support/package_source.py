@@ -110,7 +110,7 @@ class PackageSource(Source):
         writer = self._writer
         if moved:
             self._writer = None
-        return Drained([(name, writer or 0) for name in sorted(changed)], news=moved)
+        return Drained([(name, writer or 0) for name in sorted(changed)], news=moved, by=writer or 0)
 
     def _take_events(self) -> None:
         """Whatever has happened, the locks and the database's status are looked at: no event is interpreted."""
