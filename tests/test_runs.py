@@ -153,3 +153,30 @@ def test_a_job_is_found_in_cgroup_and_environment() -> None:
     assert job_of("/system.slice/slurmstepd.scope/job_71/step_0/user/task_0") == "71" and job_of("/x") == ""
     assert job_of_child("72") == "72" and job_of_child("7 2\n") == ""
     assert job_in_environment(1 << 22) == ""
+
+
+@pytest.mark.invariant("O5")
+@pytest.mark.parametrize(
+    ("above", "below", "covers"),
+    [
+        ({"unit": "puppet.service"}, {"unit": "puppet.service"}, True),
+        ({"unit": "*"}, {"unit": "puppet*"}, True),
+        ({"unit": "puppet*"}, {"unit": "puppet.service"}, True),
+        ({"unit": "puppet.service"}, {"unit": "puppet*"}, False),
+        ({"unit": "puppet*"}, {"unit": "*.service"}, False),
+        ({"unit": "puppet*"}, {"unit": "puppet.service", "user": "root"}, True),
+        ({"unit": "puppet*", "user": "root"}, {"unit": "puppet.service"}, False),
+        ({"command": "apt*"}, {"command": "apt-get"}, True),
+        ({"command": "apt*"}, {"command": "apt-get install x"}, False),
+        ({"command": "apt-get *"}, {"command": "apt-get install x"}, True),
+        ({"command": "apt*"}, {"command": "apt-get", "user": "ann"}, False),
+        ({"command": "apt*", "user": "*"}, {"command": "apt-get", "user": "ann"}, True),
+        ({"command": "apt*", "user": "*"}, {"command": "apt-get"}, False),
+        ({"user": "root"}, {"command": "apt"}, False),
+        ({"cgroup": "*"}, {"cgroup": "/a/b"}, True),
+    ],
+)
+def test_a_rule_that_describes_all_writers_of_another_covers_it(
+    above: dict[str, str], below: dict[str, str], covers: bool
+) -> None:
+    assert WriterRule(**above).covers(WriterRule(**below)) is covers

@@ -147,7 +147,14 @@ def _writers(value: Any) -> list[WriterRule]:
     """Rules for writers: globs, and what becomes of what they write."""
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise ValueError("is a list of tables: write [[writer]]")
-    return [_writer(v, at) for at, v in enumerate(value, 1)]
+    rules = [_writer(v, at) for at, v in enumerate(value, 1)]
+    for at, rule in enumerate(rules):
+        over = next((n for n, above in enumerate(rules[:at], 1) if above.then != rule.then and above.covers(rule)), 0)
+        if over:
+            raise ValueError(
+                f"{at + 1} can never hold: {over} above it describes the same writers, and the first rule counts"
+            )
+    return rules
 
 
 def _writer(value: Mapping[str, Any], at: int) -> WriterRule:

@@ -68,6 +68,23 @@ class WriterRule:
             and (not self.command or _is_command(writer.command, self.command))
         )
 
+    def covers(self, other: WriterRule) -> bool:
+        """Whether this rule describes every writer that the other one describes, as far as their texts show."""
+        for key in ("unit", "command", "user", "cgroup"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine and not (theirs and _covers(mine, theirs)):
+                return False
+        claimed = bool(self.command or self.cgroup) and not self.user  # of root's processes alone
+        return not claimed or (not other.user and bool(other.command or other.cgroup))
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Whether a glob matches all that another one does; of a program's name and of a whole line only if it says so."""
+    if pattern in (other, "*"):
+        return True
+    of_lines = [bool(re.search(r"[\s/]", text)) for text in (pattern, other)]
+    return not re.search(r"[*?[]", other) and of_lines[0] == of_lines[1] and fnmatchcase(other, pattern)
+
 
 def _is_command(command: str, pattern: str) -> bool:
     name, line = program(command)

@@ -286,3 +286,6 @@ def test_rules_that_cannot_hold_are_refused(another: Callable[..., Agent]) -> No
         agent.configure({"writer": [rule]})
         done = agent.refuses_to_start()
         assert done.code == 2 and why in done.err and "writer" in done.err, done
+    agent.configure({"writer": [{"unit": "p*", "then": "commit"}, {"unit": "puppet.service", "then": "rollback"}]})
+    done = agent.refuses_to_start()
+    assert done.code == 2 and "writer 2 can never hold: 1 above it describes the same writers" in done.err, done
