@@ -28,7 +28,7 @@ from pact._fast.reader import connector
 from pact.model import Unreadable, Writer
 from pact.observe import open_observers
 from pact.resources.kinds.service import KIND, short_of, unit_of
-from pact.resources.support import systemd_bus
+from pact.resources.support import systemd, systemd_bus
 from pact.resources.support.systemd_bus import Stream, parsed
 from pact.resources.support.systemd_callers import Command, caller, commands
 from pact.resources.support.systemd_source import LATER, Later, Units
@@ -244,6 +244,31 @@ def test_only_one_command_that_names_the_unit_is_its_caller() -> None:
         assert found is not None and found.pid == os.getpid()
     assert caller("a.service", [mine, other]) is None
     assert caller("d.service", [mine]) is None and caller("a.service", []) is None
+
+
+def test_a_command_that_moves_another_unit_moves_what_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``b`` is part of ``a`` and ``c`` needs ``b``; ``d`` wants ``b``. ``a`` has the other name ``z``."""
+    a, b, c, d, z = (f"{x}.service" for x in "abcdz")
+    related = {
+        a: ({z}, {z}),
+        b: ({a}, {d}),
+        c: ({b}, set()),
+    }
+    monkeypatch.setattr(systemd, "_related", {u: tuple(map(frozenset, sets)) for u, sets in related.items()})
+
+    def found(unit: str, *among: Command) -> int:
+        writer = caller(unit, among, lambda stops: systemd.movers(unit, stops=stops))
+        return writer.pid if writer is not None else 0
+
+    pid = os.getpid()
+    stop, start = Command(pid, ("a",), stops=True), Command(pid, ("d",))
+    assert [found(u, stop) for u in (a, b, c, d)] == [pid, pid, pid, 0]
+    assert [found(u, start) for u in (a, b, c)] == [0, pid, pid]
+    assert [found(u, Command(pid, ("d",), stops=True)) for u in (a, b, c)] == [0, 0, 0], "who wants it does not stop it"
+    assert found(a, Command(pid, ("z",), stops=True)) == pid and found(c, Command(pid, ("z",), stops=True)) == pid
+    assert found(b, stop, start) == 0 and found(b, stop, Command(pid, ("b",))) == pid, "who names it comes first"
+    systemd.unit_files_read()
+    assert found(b, stop) == 0
 
 
 def test_of_those_that_are_gone_one_person_is_the_caller() -> None:

@@ -114,6 +114,31 @@ def test_the_command_that_stopped_it_is_its_owner_and_nobody_is_guessed(node: No
     node.pact("rollback", "--all")
 
 
+def test_what_a_stop_takes_along_belongs_to_who_has_stopped_it(node: NodeAgent, machine: Machine) -> None:
+    """One write, one change: what is stopped with it (by way of others, too), and what is called by another name."""
+    slow = "ExecStop=/bin/sleep 0.8\n"
+    ids = [
+        running(machine, "drags", more=slow),
+        running(machine, "partof", more=slow + "[Unit]\nPartOf=drags.service\n"),
+        running(machine, "needs", more=slow + "[Unit]\nRequires=partof.service\nAfter=partof.service\n"),
+        running(machine, "apart", more=slow),
+    ]
+    node.adopt(*ids)
+    machine.systemctl("stop", "drags")
+    change = node.drifted("service:needs")
+    wait_until(lambda: node.status()["drifted"] == 3, "three are stopped")
+    (change,) = node.status()["changes"]
+    assert change["owner"]["command"] == "systemctl stop drags" and change["resources"] == sorted(ids[:3])
+    node.pact("rollback", "--all")
+    assert [machine.state(n) for n in ("drags", "partof", "needs")] == ["active"] * 3
+    machine.path("/etc/systemd/system/also.service").symlink_to("apart.service")
+    machine.systemctl("daemon-reload")
+    wait_until(lambda: "also.service" in machine.show("apart", "Names"), "it has another name")
+    node.ask("adopt", patterns=["service:apart"])  # whoever looks sees it
+    machine.systemctl("stop", "also")
+    assert node.drifted("service:apart")["owner"]["command"] == "systemctl stop also"
+
+
 def test_status_says_that_a_reload_is_needed(node: NodeAgent, machine: Machine) -> None:
     node.adopt(running(machine, "edited"))
     with machine.path("/etc/systemd/system/edited.service").open("a") as f:

@@ -6,6 +6,7 @@ each look; whether systemd itself has read them again is ``reload``.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,12 @@ PROPERTIES: Final = (
     *("NeedDaemonReload", "StateChangeTimestampMonotonic", "ActiveEnterTimestampMonotonic"),
 )
 
+#: Its other names, and the units with which it is stopped, or started (or stopped because they are started).
+OTHER_NAMES: Final = "Names"
+STOPPED_WITH: Final = ("Requires", "Requisite", "BindsTo", "PartOf")
+STARTED_WITH: Final = ("RequiredBy", "WantedBy", "BoundBy", "UpheldBy", "Conflicts", "ConflictedBy")
+RELATED_MAX: Final = 64
+
 #: A connection that was used just now is used again: systemd takes two milliseconds to make one.
 KEPT_S: Final = 2.0
 LOADED_MAX: Final = 10_000
@@ -85,6 +92,7 @@ _here = threading.local()
 _kept: list[tuple[Bus, float]] = []
 _lock = threading.Lock()
 _loaded: set[str] = set()  # units that were loaded when they were looked at last
+_related: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # unit -> with which it is stopped, and started
 
 
 @contextmanager
@@ -194,6 +202,8 @@ def _read(bus: Bus, unit: str, answers: Sequence[tuple[Any, ...] | Refused]) -> 
         values = bus.each(_of_loaded(here))
         if here == unit_path(unit) and len(_loaded) < LOADED_MAX:
             _loaded.add(unit)
+    if unit not in _related:
+        _relate(bus, unit, here)
     id_, load, active, sub, job, reload, changed, up, restarts = values
     number, job_path = value_of(job, (0, "/"))
     seen = Unit(
@@ -209,6 +219,33 @@ def _read(bus: Bus, unit: str, answers: Sequence[tuple[Any, ...] | Refused]) -> 
         restarts=value_of(restarts, 0),
     )
     return _with_limit(bus, here, seen, job_path) if seen.active in ON_ITS_WAY or number else seen
+
+
+def _relate(bus: Bus, unit: str, path: str) -> None:
+    """Remember the units by which this one is moved: whoever moves them moves this one, too."""
+    names = (OTHER_NAMES, *STOPPED_WITH, *STARTED_WITH)
+    found = [value_of(a, [])[:RELATED_MAX] for a in bus.each([get_property(path, name) for name in names])]
+    sets = [[sys.intern(str(u)) for u in each if not str(u).endswith(".slice")] for each in found]
+    first = 1 + len(STOPPED_WITH)
+    if len(_related) < LOADED_MAX:
+        _related[unit] = frozenset().union(*sets[:first]) - {unit}, frozenset().union(sets[0], *sets[first:]) - {unit}
+
+
+def movers(unit: str, *, stops: bool) -> set[str]:
+    """The units of which it is known that stopping them (else: starting, which may stop others) moves this one. Asks
+    nobody."""
+    out, todo = set[str](), [unit]
+    while todo and len(out) < LOADED_MAX:
+        stopped, started = _related.get(todo.pop(), (frozenset[str](), frozenset[str]()))
+        new = (stopped if stops else stopped | started) - out - {unit}
+        out |= new
+        todo += new
+    return out
+
+
+def unit_files_read() -> None:
+    """systemd has read its unit files again: what was known of how units move each other may not be so any more."""
+    _related.clear()
 
 
 def _of_loaded(path: str) -> list[Call]:

@@ -1,4 +1,5 @@
-"""Who told systemd to do a job: a command that names the unit, and is there when systemd begins, or was just now.
+"""Who told systemd to do a job: a command that names the unit, or one that moves it, and is there when systemd begins,
+or was just now.
 
 systemd does not say who asked. ``systemctl`` waits for its job, so it is there when the job is announced, and its
 arguments say what it wants; if the job took a few milliseconds it is gone by then, but the kernel has reported that it
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -28,6 +29,8 @@ VERBS: Final = frozenset(
         *("try-reload-or-restart", "isolate", "kill", "enable", "disable", "reenable", "mask", "unmask", "preset"),
     }
 )
+#: Those of them that only stop what they name, and what is stopped with it.
+STOPPING: Final = frozenset({"stop", "kill", "disable", "mask"})
 AGE_S: Final = 2.0
 PROCESSES_MAX: Final = 20_000
 ARGUMENTS_MAX: Final = 64 << 10
@@ -40,6 +43,7 @@ class Command:
     pid: int
     names: tuple[str, ...]
     gone: Writer | None = None
+    stops: bool = False
 
     def means(self, unit: str) -> bool:
         short = unit.removesuffix(".service")
@@ -52,9 +56,12 @@ def commands() -> list[Command]:
     return there + _gone({c.pid for c in there})
 
 
-def caller(unit: str, among: Sequence[Command]) -> Writer | None:
-    """The process that has asked for what happens to this unit; ``None`` if that is not sure."""
+def caller(unit: str, among: Sequence[Command], movers: Callable[[bool], Iterable[str]] | None = None) -> Writer | None:
+    """The process that has asked for what happens to this unit; ``None`` if that is not sure. ``movers``: the units
+    that move it when they are stopped (True) or started; they count if no command names the unit itself."""
     fitting = [c for c in among if c.means(unit)]
+    if not fitting and movers is not None:
+        fitting = [c for c in among if any(map(c.means, movers(c.stops)))]
     there = [c for c in fitting if c.gone is None]
     if there:
         writer = resolve(there[0].pid) if len(there) == 1 else None
@@ -71,17 +78,17 @@ def _gone(there: Container[int]) -> list[Command]:
     like have root's rights, but the arguments that anybody gave them."""
     out = []
     for writer, words, is_root in BEGUN.of(PROGRAM):
-        names = _names(words)
-        if is_root and names is not None and writer.pid not in there:
-            out.append(Command(writer.pid, names, writer))
+        said = _said(words)
+        if is_root and said is not None and writer.pid not in there:
+            out.append(Command(writer.pid, said[1:], writer, said[0] in STOPPING))
     return out
 
 
-def _names(words: Sequence[str]) -> tuple[str, ...] | None:
-    """The units in a command's arguments; None if it moves none."""
+def _said(words: Sequence[str]) -> tuple[str, ...] | None:
+    """The verb in a command's arguments, and the units; None if it moves none."""
     plain = [w for w in words if w and not w.startswith("-")]
     verb = next((at for at, w in enumerate(plain) if w in VERBS), None)
-    return None if verb is None else tuple(plain[verb + 1 :])
+    return None if verb is None else tuple(plain[verb:])
 
 
 def _candidates() -> list[int]:
@@ -109,8 +116,8 @@ def _command(pid: int) -> Command | None:
         program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     except (OSError, IndexError, ValueError):
         return None
-    names = _names(words)
+    said = _said(words)
     young = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s < AGE_S
-    if names is None or program != PROGRAM or not young or uids[1:2] != ["0"]:
+    if said is None or program != PROGRAM or not young or uids[1:2] != ["0"]:
         return None
-    return Command(pid, names)
+    return Command(pid, said[1:], stops=said[0] in STOPPING)

@@ -14,6 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from pact.model import Writer
@@ -311,6 +312,7 @@ class Units(Source):
                 self._asked(self._unit_of(name), "")
                 changed[name] = self._caller_of(name)
         elif message.member == "Reloading" and message.body() == (False,):
+            systemd.unit_files_read()
             changed.update((name, self._caller_of(name)) for name in self._names)
 
     def _known(self, unit: str) -> str:
@@ -342,7 +344,7 @@ class Units(Source):
         if job:
             self._jobs[name] = job
             systemd.warm()
-        writer = caller(unit, self._commands())
+        writer = caller(unit, self._commands(), partial(_movers, unit) if job else None)
         if writer is None and not job:
             return
         if writer is None:
@@ -411,6 +413,10 @@ class Units(Source):
         os.close(self._event)
         os.close(self._timer)
         self._epoll.close()
+
+
+def _movers(unit: str, stops: bool) -> set[str]:
+    return systemd.movers(unit, stops=stops)
 
 
 def _timer() -> int:
