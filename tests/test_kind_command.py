@@ -198,6 +198,23 @@ def test_a_look_leaves_no_process_behind_and_a_restore_may_start_a_daemon() -> N
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.invariant("F72")
+@pytest.mark.parametrize("young", [True, False])
+def test_what_has_left_the_session_of_a_look_that_ends_well_is_gone_too(
+    young: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look would leave one more. Also where the numbers of processes have begun anew meanwhile."""
+    if not young:
+        monkeypatch.setattr(command_run, "_newest_pid", lambda: 1)
+    number = f"5{os.getpid()}"
+    away = f"setsid sh -c 'touch /tmp/{number}; exec sleep {number}' </dev/null >/dev/null 2>&1"
+    try:
+        assert run(script(f"({away} &); while [ ! -e /tmp/{number} ]; do sleep 0.02; done; echo done")) == "done"
+    finally:
+        os.unlink(f"/tmp/{number}")
+    until(lambda: not marked(number))
+
+
 def test_two_hundred_at_once_from_many_threads_leave_no_descriptor_and_no_zombie() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -124,6 +124,8 @@ def run(order: Order, *, may_stay: bool = False) -> str:
         if not in_time:
             _end_unit(unit)
             _sweep(mark)
+        elif not may_stay:
+            _sweep(mark, process.pid)
         code = process.wait() if in_time or _wait(process, NS_PER_S) else None
         if not in_time:
             raise Failed(f"it did not end within {order.timeout_ns / NS_PER_S:g} s, and was killed")
@@ -194,15 +196,25 @@ def end_all() -> None:
         _end_session(process)
 
 
-def _sweep(mark: str) -> None:
-    """Kill processes that have left the session, by the mark in their environment."""
+def _sweep(mark: str, after: int = 0) -> None:
+    """Kill processes that have left the session, by the mark in their environment: those that are younger than the
+    process ``after``."""
     wanted = f"{MARK}={mark}".encode()
     for _ in range(SWEEPS_MAX):
-        found = 0
+        found, oldest = 0, after if after <= _newest_pid() else 0  # the numbers have begun anew
         for pid in (int(p) for p in os.listdir("/proc") if p.isdigit()):
-            found += _kill_marked(pid, wanted)
+            found += pid > oldest and _kill_marked(pid, wanted)
         if not found:
             return
+
+
+def _newest_pid() -> int:
+    """The number of the youngest process; 0 if that is not known."""
+    try:
+        with open("/proc/loadavg") as f:
+            return int(f.read().split()[-1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _kill_marked(pid: int, wanted: bytes) -> bool:
