@@ -7,10 +7,12 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pact._fast import syscalls
 from pact.agent import acting
 from pact.agent.acting import MOVED, act
 from pact.core.plan import Step
@@ -18,6 +20,7 @@ from pact.model import Attrs, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND
 from pact.resources.support.ahead import DIRECTORIES_MAX, Ahead
+from pact.resources.support.replace import CHANGED
 
 COUNT = 40
 pytestmark = pytest.mark.root
@@ -56,7 +59,23 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, os.stat_resul
         real(fd)
         durable.add(st.st_ino)
 
+    def make_durable(dirfd: int, names: tuple[bytes, ...]) -> list[int]:
+        """As the kernel, but by the fsync above."""
+        codes = []
+        for name in names:
+            fd = os.open(name, os.O_RDONLY, dir_fd=dirfd)
+            try:
+                fsync(fd)
+            except OSError as exc:
+                codes.append(exc.errno or 0)
+            else:
+                codes.append(0)
+            finally:
+                os.close(fd)
+        return codes
+
     monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(syscalls, "make_durable", make_durable)
     return durable
 
 
@@ -205,3 +224,79 @@ def test_what_nobody_expected_leaves_nothing_behind(
         with pytest.raises(ZeroDivisionError):
             act(steps, blobs)
     assert len(os.listdir("/proc/self/fd")) == before and not list(tmp_path.glob("d*/.pact-*"))
+
+
+def writing(monkeypatch: pytest.MonkeyPatch, at: Step) -> None:
+    """Somebody writes the old file of this step after it was set aside: as a client of an NFS server does, which needs
+    no name and no open file here."""
+    real = Ahead.removes
+
+    def removes(self: Ahead, dirfd: int, aside: bytes, leaf: bytes, st: os.stat_result, resource: str) -> bool:
+        taken = real(self, dirfd, aside, leaf, st, resource)
+        assert taken
+        if resource == at.id:
+            fd = os.open(aside, os.O_WRONLY | os.O_TRUNC, dir_fd=dirfd)
+            os.write(fd, b"new work\n")
+            os.close(fd)
+        return taken
+
+    monkeypatch.setattr(Ahead, "removes", removes)
+
+
+@pytest.mark.invariant("R4")
+@pytest.mark.parametrize("at", [0, 7, 25, COUNT - 1])
+def test_an_old_file_that_is_written_before_it_is_removed_gets_its_name_back(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acting, "FILES_MAX", 10)
+    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    steps, blobs = plan(tmp_path, 3)
+    before = len(os.listdir("/proc/self/fd"))
+    writing(monkeypatch, steps[at])
+    touched = set[str]()
+    results = act(steps, blobs, touched=touched)
+    assert results == {s.id: CHANGED if s is steps[at] else "" for s in steps}
+    assert touched == {s.id for s in steps}, "it is not as it was"
+    for step in steps:
+        path = Path(step.id.removeprefix("file:"))
+        assert path.read_text() == "new work\n" if step is steps[at] else path.read_text().startswith("declared")
+    assert not list(tmp_path.glob("d*/.pact-*")) and len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.invariant("R1")
+def test_what_needs_a_file_waits_until_its_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, blobs = plan(tmp_path, 1)
+    last = replace(steps[-1], requires=(steps[3].id,))
+    writing(monkeypatch, steps[3])
+    results = act((*steps[:-1], last), blobs)
+    assert results[last.id] == f"needs {steps[3].id}, which failed"
+    assert [s for s, why in results.items() if why] == [steps[3].id, last.id]
+
+
+@pytest.mark.invariant("R4")
+def test_two_names_of_one_file_are_both_restored_and_neither_counts_as_changed(tmp_path: Path) -> None:
+    """Taking the one away moves the status of the other."""
+    steps, blobs = plan(tmp_path, 1)
+    paths = [Path(s.id.removeprefix("file:")) for s in steps]
+    for n in range(0, COUNT, 4):
+        paths[n + 1].unlink()
+        paths[n + 1].hardlink_to(paths[n])
+    assert act(steps, blobs) == {s.id: "" for s in steps}
+    assert all(p.read_text().startswith("declared") for p in paths) and not list(tmp_path.glob("d*/.pact-*"))
+
+
+@pytest.mark.invariant("R5")
+def test_old_files_that_take_much_room_are_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may have no room for the next new ones otherwise."""
+    monkeypatch.setattr("pact.resources.support.ahead.BYTES_MAX", 5 * len("drifted\n"))
+    steps, blobs = plan(tmp_path, 1)
+    real, took = Ahead.removes, list[bool]()
+
+    def removes(self: Ahead, *args: object) -> bool:
+        took.append(real(self, *args))  # type: ignore[arg-type]
+        return took[-1]
+
+    monkeypatch.setattr(Ahead, "removes", removes)
+    assert act(steps, blobs) == {s.id: "" for s in steps}
+    assert len(took) == COUNT and took[0] and not all(took)
+    assert not list(tmp_path.glob("d*/.pact-*"))

@@ -1,9 +1,13 @@
-"""System calls that Python 3.11 has no function for: openat2, renameat2, umount2, mount_setattr.
+"""System calls that Python 3.11 has no function for: openat2, renameat2, umount2, mount_setattr; and those that are
+made for many files at once, without a turn of the interpreter between two of them.
 
-Kept here rather than in ctypes, which costs every agent memory. Each raises OSError with the errno of the kernel.
+Kept here rather than in ctypes, which costs every agent memory. Each raises OSError with the errno of the kernel, but
+those for many files return it for each.
 """
 
+from cpython.bytes cimport PyBytes_AsString
 from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 cdef extern from *:
@@ -17,6 +21,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <malloc.h>
     #include <sys/mount.h>
+    #include <sys/stat.h>
     #include <sys/timex.h>
     #include <sys/wait.h>
     #include <sys/syscall.h>
@@ -98,6 +103,37 @@ cdef extern from *:
                 return -1;
         return WIFEXITED(status) ? WEXITSTATUS(status) : 2;
     }
+    /* Opened as FILE_FLAGS in Python. What may not be opened now is written again when its turn comes. */
+    static int pact_open_there(int dfd, const char *name) {
+        return openat(dfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    }
+    static void pact_begin_writing(int dfd, const char *name) {
+        int fd = pact_open_there(dfd, name);
+        if (fd < 0)
+            return;
+        sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+        close(fd);
+    }
+    static int pact_fsync_there(int dfd, const char *name) {
+        int why = 0, fd = pact_open_there(dfd, name);
+        if (fd < 0)
+            return errno;
+        if (fsync(fd))
+            why = errno;
+        close(fd);
+        return why;
+    }
+    /* The question and the removal in one breath. ESTALE: it is another file, or was changed. */
+    static int pact_unlink_unchanged(int dfd, const char *name, const int64_t *seen) {
+        struct stat st;
+        if (fstatat(dfd, name, &st, AT_SYMLINK_NOFOLLOW))
+            return errno;
+        if ((int64_t)st.st_ino != seen[0] || (int64_t)st.st_size != seen[1]
+            || st.st_mtim.tv_sec * 1000000000LL + st.st_mtim.tv_nsec != seen[2]
+            || st.st_ctim.tv_sec * 1000000000LL + st.st_ctim.tv_nsec != seen[3])
+            return ESTALE;
+        return unlinkat(dfd, name, 0) ? errno : 0;
+    }
     static int pact_clock_synchronised(void) {
         struct timex t = {0};
         return adjtimex(&t) >= 0 && !(t.status & STA_UNSYNC);
@@ -133,8 +169,9 @@ cdef extern from *:
     void pact_one_arena() nogil
     void pact_keep_freed(int bytes) nogil
     int c_umount2 "umount2"(const char *target, int flags) nogil
-    int c_sync_file_range "sync_file_range"(int fd, long long offset, long long count, unsigned flags) nogil
-    unsigned SYNC_FILE_RANGE_WRITE
+    void pact_begin_writing(int dfd, const char *name) nogil
+    int pact_fsync_there(int dfd, const char *name) nogil
+    int pact_unlink_unchanged(int dfd, const char *name, const int64_t *seen) nogil
 
 AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -193,13 +230,53 @@ def renameat2(int old_dirfd, bytes old, int new_dirfd, bytes new, unsigned int f
         _raise(new)
 
 
-def start_writing(int fd):
-    """Let the kernel begin to write a file's content to the disk, without waiting. Errors are ignored: an ``fsync``
-    must follow in any case."""
-    cdef int rc
+cdef enum:
+    AT_ONCE_MAX = 1024
+
+
+cdef int _texts(tuple names, const char **texts) except -1:
+    """Their texts, for as long as nobody drops the names."""
+    cdef Py_ssize_t n
+    assert len(names) <= AT_ONCE_MAX
+    for n in range(len(names)):
+        texts[n] = PyBytes_AsString(names[n])
+    return 0
+
+
+def make_durable(int dirfd, tuple names):
+    """Wait until the contents of these files are on the disk. Returns for each its errno; 0 if they are.
+
+    The writing of all of them is started before the first is waited for: then the file system's journal has most of
+    them in one commit, and not each in a commit of its own.
+    """
+    cdef const char *texts[AT_ONCE_MAX]
+    cdef int codes[AT_ONCE_MAX]
+    cdef Py_ssize_t n, count = len(names)
+    _texts(names, texts)
     with nogil:
-        rc = c_sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
-    return rc == 0
+        for n in range(count):
+            pact_begin_writing(dirfd, texts[n])
+        for n in range(count):
+            codes[n] = pact_fsync_there(dirfd, texts[n])
+    return [codes[n] for n in range(count)]
+
+
+def unlink_unchanged(int dirfd, tuple names, tuple seen):
+    """Remove those files that are still as they were ``seen``: inode, size, and the times of the last write and the
+    last change, in ns. Returns for each its errno; ESTALE if it is no longer so, and then it stays."""
+    cdef const char *texts[AT_ONCE_MAX]
+    cdef int64_t were[AT_ONCE_MAX][4]
+    cdef int codes[AT_ONCE_MAX]
+    cdef Py_ssize_t n, k, count = len(names)
+    assert len(seen) == count
+    _texts(names, texts)
+    for n in range(count):
+        for k in range(4):
+            were[n][k] = <int64_t>(<object>seen[n][k])
+    with nogil:
+        for n in range(count):
+            codes[n] = pact_unlink_unchanged(dirfd, texts[n], were[n])
+    return [codes[n] for n in range(count)]
 
 
 def umount2(bytes target, int flags=0):

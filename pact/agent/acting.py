@@ -87,6 +87,8 @@ def act(
                 continue  # it was restored together with one before it
             if at >= written:
                 written = at + _write_ahead(ahead, todo, at, blobs)
+            if step.requires or not _goes_ahead(step):
+                results.update(ahead.settle())
             failed = [need for need in needs(step, bearing) if results.get(need)]
             stirring = (*_kind(step).moved_by, *_kind(step).stirred_by)
             stirred = not written_kinds.isdisjoint(stirring) or any(test(step.id) for test in brought)
@@ -107,11 +109,15 @@ def act(
             done += [s for s in todo[at:] if s.id in came and not came[s.id]] if len(came) > 1 else _if_done(step, came)
             if not results[step.id] and is_moved(step.id):
                 fixpoint.read_back(step)
+        results.update(ahead.settle())
         for step in sealed.values():
             seen = observe(step.id)
             if not results[step.id] and not isinstance(seen, Unreadable):
                 results[step.id] = _restore(replace(step, actual=seen), blobs)
-        for step in _unsafe(ahead, done):
+        unsafe = _unsafe(ahead, done)
+        results.update(ahead.late)
+        done = [s for s in done if s.id not in ahead.late]
+        for step in unsafe:
             results[step.id] = "it was restored, but the disk did not make it durable"
     if touched is not None:
         touched.update(s.id for s in done)

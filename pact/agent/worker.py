@@ -255,9 +255,10 @@ class Worker:
         moved: set[str] = set()
         piece: dict[str, bytes] = {}
         size = 0
+        stored = self.blobs.known({save["sha256"] for save in saves.values() if "sha256" in save})
         for resource, save in saves.items():
             digest = save.get("sha256")
-            if digest is None or digest in piece or self.blobs.has(digest):
+            if digest is None or digest in stored:
                 continue
             keep = Keep(self.file_limit)
             observe(resource, keep)
@@ -265,6 +266,7 @@ class Worker:
                 moved.add(resource)  # no record has the present content: it must not be kept silently
                 continue
             piece[digest] = keep.blobs[digest]
+            stored.add(digest)
             size += len(piece[digest])
             if size >= PIECE_BYTES:
                 self._store(piece)

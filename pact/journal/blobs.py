@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from pact.errors import JournalError
 from pact.journal.sqlite import connect
+
+#: How many contents are asked about at once.
+ASKED_MAX: Final = 500
 
 
 class BlobReader:
@@ -17,20 +21,30 @@ class BlobReader:
         self._path = path
         self._db: sqlite3.Connection | None = None
 
-    def _one(self, sql: str, digest: str) -> Any:
+    def _all(self, sql: str, asked: Sequence[str]) -> list[Any]:
         try:
             if self._db is None:
                 self._db = connect(self._path, read_only=True)
-            return self._db.execute(sql, (digest,)).fetchone()
+            return self._db.execute(sql, asked).fetchall()
         except sqlite3.Error as exc:
             raise JournalError(f"journal: {exc}") from None
 
     def has(self, digest: str) -> bool:
         """Whether the store has the content. Raises JournalError."""
-        return self._one("SELECT 1 FROM blob WHERE digest = ?", digest) is not None
+        return bool(self._all("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
+
+    def known(self, digests: Iterable[str]) -> set[str]:
+        """Those of these contents that the store has. Raises JournalError."""
+        asked, out = list(digests), set[str]()
+        for at in range(0, len(asked), ASKED_MAX):
+            some = asked[at : at + ASKED_MAX]
+            marks = ",".join("?" * len(some))
+            out.update(row[0] for row in self._all(f"SELECT digest FROM blob WHERE digest IN ({marks})", some))
+        return out
 
     def __call__(self, digest: str) -> bytes | None:
-        row = self._one("SELECT data FROM blob WHERE digest = ?", digest)
+        rows = self._all("SELECT data FROM blob WHERE digest = ?", (digest,))
+        row = rows[0] if rows else None
         if row is not None and hashlib.sha256(row[0]).hexdigest() != digest:
             # Part of a digest would reveal a short content to anybody who may read the log.  # S2
             raise JournalError(

@@ -1,24 +1,25 @@
 """New files that are written before their turn, many at once, so that the disk makes them durable together: written one
-at a time, each costs a commit of the file system's journal.
+at a time, each costs a commit of the file system's journal. And the old files that they were exchanged for, which a
+separate thread removes meanwhile: that takes as long as all else that a small file costs.
 
 No file gets its name here. If anything has changed when a file's turn comes (its directory, the file that it replaces),
-the file that was written ahead is useless, and a new one is written then.
+the file that was written ahead is useless, and a new one is written then. An old file was examined before it came here,
+and is asked about once more in the same breath as it is removed: if it has changed it gets its name back.  # R4
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import threading
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import PactError
 from pact.resources.base import Blobs, path_of
-from pact.resources.support.dress import FILE_FLAGS
-from pact.resources.support.replace import DIR_FLAGS, drop, keeps_content, lstat, write_fresh
+from pact.resources.support.replace import DIR_FLAGS, drop, exchange_back, keeps_content, lstat, write_fresh
 
 FILES_MAX: Final = 512
 BYTES_MAX: Final = 4 << 20
@@ -30,16 +31,31 @@ Place = tuple[int, int, bytes]
 Written = tuple[bytes, bytes, tuple[int, ...]]
 
 
+class Left(NamedTuple):
+    """An old file under its temporary name, and what it was when it was examined: inode, size, times."""
+
+    aside: bytes
+    leaf: bytes
+    seen: tuple[int, int, int, int]
+    resource: str
+
+
+#: Old files by the descriptor of their directory.
+Lefts = dict[int, list[Left]]
+
+
 class Row:
-    """Files that are written, and that a separate thread makes durable while the row before is renamed into place.
-    ``count`` is the number of steps that were taken into account.
+    """Files that are written, and that a separate thread makes durable while the row before is renamed into place; it
+    removes the old files of an earlier row first. ``count`` is the number of steps that were taken into account.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lefts: Lefts) -> None:
         self.count = 0
         self.begun: dict[Place, Written] = {}
         self.directories: dict[tuple[int, int], int] = {}
-        self._thread = threading.Thread(target=self._make_durable, name="pact-ahead", daemon=True)
+        self.lefts = lefts
+        self._kept: list[tuple[int, Left, int]] = []
+        self._thread = threading.Thread(target=self._work, name="pact-ahead", daemon=True)
 
     def place(self, dirfd: int, leaf: bytes) -> Place:
         """Open and remember the directory."""
@@ -52,38 +68,55 @@ class Row:
         try:
             self._thread.start()
         except RuntimeError:  # no more threads are possible: do it at once
-            self._make_durable()
+            self._work()
+
+    def wait(self) -> None:
+        """Until all of it is done."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def durable(self) -> dict[Place, Written]:
         """The files that are durable; waits for them."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        self.wait()
         for fd in self.directories.values():
             os.close(fd)
         return self.begun
 
-    def _make_durable(self) -> None:
-        """Start writing all of them before waiting for the first: then the file system's journal has most of them in
-        one commit, and not each in a commit of its own."""
-        for place, (fresh, _, _) in self.begun.items():
-            with contextlib.suppress(OSError):
-                _on(self.directories[place[:2]], fresh, syscalls.start_writing)
-        for place, (fresh, _, _) in list(self.begun.items()):
-            dirfd = self.directories[place[:2]]
-            try:
-                _on(dirfd, fresh, os.fsync)
-            except OSError:  # it is written again when its turn comes, and the disk's error is reported then
-                _drop(dirfd, fresh)
-                del self.begun[place]
+    def taken_kept(self) -> list[tuple[int, Left, int]]:
+        """The old files that are still there, once; after ``wait``."""
+        kept, self._kept = self._kept, []
+        return kept
+
+    def _work(self) -> None:
+        self._kept += remove(self.lefts)
+        for there, dirfd in self.directories.items():
+            places = [place for place in self.begun if place[:2] == there]
+            names = tuple(self.begun[place][0] for place in places)
+            for place, code in zip(places, syscalls.make_durable(dirfd, names), strict=True):
+                if code:  # it is written again when its turn comes, and the disk's error is reported then
+                    _drop(dirfd, self.begun.pop(place)[0])
+
+
+def remove(lefts: Lefts) -> Iterator[tuple[int, Left, int]]:
+    """Remove old files. Returns those that are still there, with their directory and the errno."""
+    for dirfd, row in lefts.items():
+        for at in range(0, len(row), FILES_MAX):
+            some = row[at : at + FILES_MAX]
+            codes = syscalls.unlink_unchanged(dirfd, tuple(r.aside for r in some), tuple(r.seen for r in some))
+            yield from ((dirfd, left, code) for left, code in zip(some, codes, strict=True) if code)
 
 
 class Ahead:
     """For one plan, carried out by one thread, in a ``with``: files that nobody took are removed at its end, however it
-    ends. ``unsafe`` are the directories whose names the disk did not make durable.
+    ends. ``unsafe`` are the directories whose names the disk did not make durable; ``late`` says by resource why an old
+    file could not be removed: most have their name again.
     """
 
     def __init__(self) -> None:
         self.unsafe: set[bytes] = set()
+        self.late: dict[str, str] = {}
+        self._lefts: Lefts = {}
+        self._lefts_size = 0
         self._ready: dict[Place, Written] = {}
         self._coming: Row | None = None
         self._directories: dict[tuple[int, int], tuple[int, bytes]] = {}
@@ -97,13 +130,20 @@ class Ahead:
     def begin(self, steps: Iterable[Step], blobs: Blobs) -> None:
         """Write what these steps will put in place, as far as it is known now; it becomes durable meanwhile."""
         assert self._coming is None
-        self._coming = row = Row()
-        size = 0
-        for step in steps:
-            row.count += 1
-            size += self._begin(path_of(step.id.partition(":")[2]), step, blobs, row)
-            if size > BYTES_MAX or len(row.begun) >= FILES_MAX or len(row.directories) >= DIRECTORIES_MAX:
-                break
+        self._coming = row = Row(self._handed_over())
+        size, at, dirfd = 0, b"", -1
+        try:
+            for step in steps:
+                row.count += 1
+                parent, leaf = os.path.split(path_of(step.id.partition(":")[2]))
+                if dirfd < 0 or parent != at:  # many in a row lie in one directory; which it is shows at their turn
+                    dirfd, at = _instead(dirfd, parent), parent
+                size += 0 if dirfd < 0 else self._begin(dirfd, parent, leaf, step, blobs, row)
+                if size > BYTES_MAX or len(row.begun) >= FILES_MAX or len(row.directories) >= DIRECTORIES_MAX:
+                    break
+        finally:
+            if dirfd >= 0:
+                os.close(dirfd)
         row.start()
 
     def turn(self) -> int:
@@ -112,19 +152,15 @@ class Ahead:
         row, self._coming = self._coming, None
         if row is None:
             return 0
-        self._drop_left()
+        self._drop_unused()
         self._ready = row.durable()
+        self._say(row.taken_kept())
         return row.count
 
-    def _begin(self, path: bytes, step: Step, blobs: Blobs, row: Row) -> int:
+    def _begin(self, dirfd: int, parent: bytes, leaf: bytes, step: Step, blobs: Blobs, row: Row) -> int:
         target = step.target
         if target is None or target["type"] != "file" or "sha256" not in target:
             return 0
-        parent, leaf = os.path.split(path)
-        try:
-            dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
-        except OSError:
-            return 0  # it is tried again, and an error reported, when its turn comes
         try:
             st = lstat(dirfd, leaf)
             content = None if keeps_content(target, step.actual, st) else blobs(target["sha256"])
@@ -137,8 +173,6 @@ class Ahead:
             return len(content)
         except (OSError, PactError):
             return 0
-        finally:
-            os.close(dirfd)
 
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
         """The name of the new file for this place, if it is still right; from now on it belongs to the caller."""
@@ -152,16 +186,57 @@ class Ahead:
         _drop(dirfd, fresh)
         return None
 
+    def removes(self, dirfd: int, aside: bytes, leaf: bytes, st: os.stat_result, resource: str) -> bool:
+        """Whether it takes over what was set aside, and removes it soon, if it is still as in ``st`` then. Not one with
+        other names, whose status they move; and not many bytes: the disk may need their room."""
+        if st.st_nlink != 1 or self._lefts_size + st.st_size > BYTES_MAX:
+            return False
+        fd = self._directory(dirfd, os.path.dirname(path_of(resource.partition(":")[2])))
+        self._lefts_size += st.st_size
+        seen = st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+        self._lefts.setdefault(fd, []).append(Left(aside, leaf, seen, resource))
+        return True
+
+    def settle(self) -> dict[str, str]:
+        """All old files are gone when this returns, or it says why not: ``late``."""
+        if self._coming is not None and self._coming.lefts:
+            self._coming.wait()
+            self._say(self._coming.taken_kept())
+        self._say(remove(self._handed_over()))
+        return self.late
+
+    def _handed_over(self) -> Lefts:
+        lefts, self._lefts, self._lefts_size = self._lefts, {}, 0
+        return lefts
+
+    def _say(self, kept: Iterable[tuple[int, Left, int]]) -> None:
+        for dirfd, left, code in kept:
+            if code == errno.ENOENT:
+                continue
+            try:
+                changed = code == errno.ESTALE
+                why = exchange_back(dirfd, left.aside, left.leaf) if changed else os.strerror(code).lower()
+            except OSError as exc:
+                why = os.strerror(exc.errno or 0).lower()
+            self.late[left.resource] = why
+
     def touched(self, dirfd: int, path: bytes) -> None:
         """Names in this directory have changed: they are durable when the plan is done. Few directories are open at
         once."""
-        st = os.fstat(dirfd)
-        if (st.st_dev, st.st_ino) not in self._directories:
-            self._directories[st.st_dev, st.st_ino] = os.dup(dirfd), path
+        self._directory(dirfd, path)
         if len(self._directories) > DIRECTORIES_MAX:
             self._sync()
 
+    def _directory(self, dirfd: int, path: bytes) -> int:
+        """A descriptor of it that stays open until the names are durable."""
+        st = os.fstat(dirfd)
+        there = st.st_dev, st.st_ino
+        if there not in self._directories:
+            self._directories[there] = os.dup(dirfd), path
+        return self._directories[there][0]
+
     def _sync(self) -> None:
+        self.settle()
         directories, self._directories = self._directories, {}
         for fd, path in directories.values():
             try:
@@ -174,12 +249,12 @@ class Ahead:
     def finish(self) -> None:
         """Remove files that nobody took; everything else is durable when this returns, except in ``unsafe``
         directories."""
-        self._drop_left()
+        self._drop_unused()
         if self.turn():
-            self._drop_left()
+            self._drop_unused()
         self._sync()
 
-    def _drop_left(self) -> None:
+    def _drop_unused(self) -> None:
         for fresh, parent, _ in self._ready.values():
             try:
                 dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
@@ -190,12 +265,15 @@ class Ahead:
         self._ready.clear()
 
 
-def _on(dirfd: int, fresh: bytes, act: Callable[[int], object]) -> None:
-    fd = os.open(fresh, FILE_FLAGS, dir_fd=dirfd)
+def _instead(dirfd: int, parent: bytes) -> int:
+    """A descriptor of this directory, instead of another one that is closed. -1: it is tried again, and an error is
+    reported, when the turn of its files comes."""
+    if dirfd >= 0:
+        os.close(dirfd)
     try:
-        act(fd)
-    finally:
-        os.close(fd)
+        return syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    except OSError:
+        return -1
 
 
 def _drop(dirfd: int, fresh: bytes) -> None:

@@ -14,7 +14,7 @@ from pact.core.plan import Step, below
 from pact.model import decode_name, encode_name, split_id
 from pact.resources.base import errno_text
 from pact.resources.support.flags import said
-from pact.resources.support.way import on_the_way
+from pact.resources.support.way import Way, on_the_way
 
 
 def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[str], list[str]]:
@@ -25,11 +25,13 @@ def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[
     comes = {name for name, s in files.items() if s.target is not None and s.target["type"] == "directory"}
     refusals, made = [], dict[str, None]()
     unsealed = {split_id(s.id)[1] for s in (*steps, *opened) if s.target is not None and "flags" in s.target}
+    ways: dict[bytes, Way] = {}
     for name, step in files.items():
         if name == "/" or any(below(name, m) for m in mounts):
             continue  # what will be there at its turn cannot be seen now
+        above = os.path.dirname(decode_name(name))
         try:
-            way = on_the_way(os.path.dirname(decode_name(name)))
+            way = ways.get(above) or ways.setdefault(above, on_the_way(above))
         except OSError as exc:
             refusals.append(f"{step.id}: {errno_text('its directory', exc)}")
             continue

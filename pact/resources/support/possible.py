@@ -75,17 +75,17 @@ def _places(steps: Iterable[Step]) -> list[str]:
     """File systems that cannot be written, or have no room for what the plan makes."""
     out: list[str] = []
     wanted: dict[int, tuple[Step, os.statvfs_result, int, int]] = {}
+    places: dict[bytes, tuple[os.statvfs_result, int] | None] = {}
     for step in steps:
         path = os.path.dirname(decode_name(split_id(step.id)[1]))
         try:
-            if hangs(path):
-                continue
-            while not os.path.isdir(path):
-                path = os.path.dirname(path)
-            found, device = os.statvfs(path), os.stat(path).st_dev
+            place = places[path] if path in places else places.setdefault(path, _place(path))
         except OSError as exc:
             out.append(f"{step.id}: {errno_text('its directory', exc)}")
             continue
+        if place is None:
+            continue
+        found, device = place
         if found.f_flag & os.ST_RDONLY:
             out.append(f"{step.id}: its file system is read-only")
             continue
@@ -141,6 +141,16 @@ def _mount(target: Attrs, steps: Sequence[Step]) -> Iterator[str]:
             yield f"its source {encode_name(source)}: {os.strerror(exc.errno or 0).lower()}"
     elif needs_device and not source.startswith(b"/") and b"=" not in source:
         yield f"its source {encode_name(source)} is no device"
+
+
+def _place(path: bytes) -> tuple[os.statvfs_result, int] | None:
+    """The file system in which this directory is or will be, and its device; ``None`` if it may hang. Raises
+    OSError."""
+    if hangs(path):
+        return None
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return os.statvfs(path), os.stat(path).st_dev
 
 
 def _brought(source: bytes, steps: Iterable[Step]) -> bool:

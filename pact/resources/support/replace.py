@@ -16,7 +16,7 @@ import secrets
 import signal
 import stat
 import time
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 from pact._fast import syscalls
 from pact.core.plan import Step
@@ -32,6 +32,8 @@ from pact.resources.support.way import make_directory, missing, unmake
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 LEFT: Final = "it was left as it is"
 REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
+OPENED: Final = "it was opened by somebody at the last moment"
+CHANGED: Final = f"it was changed again at the last moment; {LEFT}"
 COPY_MAX: Final = 64 << 20
 PIECE: Final = 64 << 10
 OWN_TRIES: Final = 40
@@ -43,6 +45,9 @@ class Before(Protocol):
 
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
         """The name of the new file for this place, if it is still right; from now on it belongs to the caller."""
+
+    def removes(self, dirfd: int, aside: bytes, leaf: bytes, st: os.stat_result, resource: str) -> bool:
+        """Whether it takes over what was set aside, and removes it soon, if it is still as in ``st`` then."""
 
     def touched(self, dirfd: int, path: bytes) -> None:
         """Names in this directory have changed: they are durable when the plan is done."""
@@ -159,7 +164,7 @@ def _hold_off(dirfd: int, leaf: bytes, st: os.stat_result) -> None:
     fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
     try:
         if somebody_has_open(fd):
-            raise RestoreError("it was opened by somebody at the last moment")
+            raise RestoreError(OPENED)
     finally:
         os.close(fd)
 
@@ -216,7 +221,15 @@ def _rename(dirfd: int, old: bytes, new: bytes, flags: int) -> None:
 
 
 def _discard(
-    dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, actual: Attrs | None, *, exchanged: bool
+    dirfd: int,
+    aside: bytes,
+    leaf: bytes,
+    expected: os.stat_result,
+    actual: Attrs | None,
+    *,
+    exchanged: bool,
+    resource: str = "",
+    ahead: Before | None = None,
 ) -> None:
     """Remove the file that was set aside if it is the one that was examined and saved, and no process has it open;
     otherwise give it its name back. Nobody can open it under its new name, so this answer stays true.  # R4"""
@@ -225,19 +238,29 @@ def _discard(
         return
     why = ""
     if (st.st_ino, st.st_mtime_ns, st.st_size) != (expected.st_ino, expected.st_mtime_ns, expected.st_size):
-        why = "it was changed again at the last moment; it was left as it is"
+        why = CHANGED
     elif not _was_seen(dirfd, aside, st, actual):
         why = REPLACED
     elif stat.S_ISREG(st.st_mode):
-        try:
-            _hold_off(dirfd, aside, st)
-        except RestoreError as exc:
-            why = exc.message
-        if not why and actual is not None and "sha256" in actual and _sha256(dirfd, aside) != actual["sha256"]:
-            why = "it was changed again at the last moment; it was left as it is"
-    if not why:
+        why = _held_or_other(dirfd, aside, actual)
+    if why:
+        _give_back(dirfd, aside, leaf, why, exchanged=exchanged)
+    if ahead is None or not ahead.removes(dirfd, aside, leaf, st, resource):
         os.unlink(aside, dir_fd=dirfd)
-        return
+
+
+def _held_or_other(dirfd: int, aside: bytes, actual: Attrs | None) -> str:
+    """Why this regular file must stay; ``""`` if nobody has it open, and its content is the saved one."""
+    fd = os.open(aside, FILE_FLAGS, dir_fd=dirfd)
+    try:
+        if somebody_has_open(fd):
+            return OPENED
+        return CHANGED if actual is not None and "sha256" in actual and _sha256(fd) != actual["sha256"] else ""
+    finally:
+        os.close(fd)
+
+
+def _give_back(dirfd: int, aside: bytes, leaf: bytes, why: str, *, exchanged: bool) -> NoReturn:
     if exchanged and lstat(dirfd, leaf) is not None:
         _rename(dirfd, aside, leaf, syscalls.RENAME_EXCHANGE)
         raise RestoreError(why)
@@ -248,6 +271,16 @@ def _discard(
         _rename(dirfd, aside, kept, syscalls.RENAME_NOREPLACE)
         why = f"it was changed and replaced at the last moment; the one before is {kept.decode(errors='replace')}"
     raise RestoreError(why)
+
+
+def exchange_back(dirfd: int, aside: bytes, leaf: bytes) -> str:
+    """What was set aside has changed since: it gets its name back, and the new file goes. Returns what to say of it."""
+    try:
+        _give_back(dirfd, aside, leaf, CHANGED, exchanged=True)
+    except RestoreError as exc:
+        if lstat(dirfd, aside) is not None:
+            os.unlink(aside, dir_fd=dirfd)
+        return exc.message
 
 
 def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None) -> bool:
@@ -263,15 +296,11 @@ def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None)
     return actual["type"] == "file" and ("sha256" in actual or not st.st_size)
 
 
-def _sha256(dirfd: int, leaf: bytes) -> str:
-    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
-    try:
-        sha = hashlib.sha256()
-        while piece := os.read(fd, PIECE):
-            sha.update(piece)
-        return sha.hexdigest()
-    finally:
-        os.close(fd)
+def _sha256(fd: int) -> str:
+    sha = hashlib.sha256()
+    while piece := os.read(fd, PIECE):
+        sha.update(piece)
+    return sha.hexdigest()
 
 
 def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
@@ -395,7 +424,7 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
     except BaseException:
         drop(dirfd, fresh)
         raise
-    _put_in_place(dirfd, fresh, leaf, st, step.actual)
+    _put_in_place(dirfd, fresh, leaf, st, step.actual, step.id, None if "flags" in target else ahead)
 
 
 def _content_of(fd: int, st: os.stat_result, actual: Attrs | None) -> bytes | None:
@@ -427,7 +456,15 @@ def write_fresh(
     return fresh
 
 
-def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | None, actual: Attrs | None) -> None:
+def _put_in_place(
+    dirfd: int,
+    fresh: bytes,
+    leaf: bytes,
+    st: os.stat_result | None,
+    actual: Attrs | None,
+    resource: str = "",
+    ahead: Before | None = None,
+) -> None:
     """Give ``fresh`` its name; the old file is removed only if it is the one that was examined."""
     try:
         if st is None:
@@ -444,7 +481,7 @@ def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | No
         drop(dirfd, fresh)
         raise
     try:
-        _discard(dirfd, fresh, leaf, st, actual, exchanged=True)
+        _discard(dirfd, fresh, leaf, st, actual, exchanged=True, resource=resource, ahead=ahead)
     except RestoreError:
         if lstat(dirfd, fresh) is not None:
             os.unlink(fresh, dir_fd=dirfd)

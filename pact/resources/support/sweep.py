@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from pact._fast import syscalls
@@ -47,8 +47,10 @@ def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
         except OSError:
             continue
         try:
-            for name in (n for n in map(os.fsencode, os.listdir(fd)) if STALE.match(n)):
-                if not _swept(fd, name, own, blobs):
+            names = [n for n in map(os.fsencode, os.listdir(fd)) if STALE.match(n)]
+            values = [v for s in own for v in (s.target, s.actual) if v is not None] if names else []
+            for name in names:
+                if not _swept(fd, name, values, blobs):
                     kept.setdefault(parent, []).append(_keep(fd, name))
         except OSError:
             continue
@@ -57,7 +59,7 @@ def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
     return kept
 
 
-def _swept(dirfd: int, name: bytes, steps: Iterable[Step], blobs: Blobs) -> bool:
+def _swept(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) -> bool:
     """Whether it was removed, or is harmless and still there. False if it is the only copy of a content."""
     st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
     if stat.S_ISDIR(st.st_mode):
@@ -66,7 +68,6 @@ def _swept(dirfd: int, name: bytes, steps: Iterable[Step], blobs: Blobs) -> bool
         except OSError:
             return False
         return True
-    values = [v for s in steps for v in (s.target, s.actual) if v is not None]
     if stat.S_ISLNK(st.st_mode):
         target = os.readlink(name, dir_fd=dirfd)
         known = any("target" in v and decode_name(v["target"]) == target for v in values)
@@ -82,7 +83,7 @@ def _is_known(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) ->
     in memory at a time, and a file that is longer than anything that pact writes is not read."""
     with open(os.open(name, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
         size = os.fstat(f.fileno()).st_size
-        if size > min(max([READ_MAX, *(v.get("size", 0) for v in values)]), READ_AT_MOST):
+        if size > READ_MAX and size > min(max((v.get("size", 0) for v in values), default=0), READ_AT_MOST):
             return False
         content = f.read(size)
     if not content or blobs(hashlib.sha256(content).hexdigest()) is not None:
