@@ -125,6 +125,21 @@ def test_the_compiled_scan_finds_what_its_twin_finds(pieces: list[bytes], deepes
 def test_the_compiled_count_is_that_of_its_twin_and_of_the_text(value: Any) -> None:
     count = compiled.members_of(value)
     assert count == reference.members_of(value) == compiled.members_in(orjson.dumps(value), 100)
+    assert compiled.has_float(value) is reference.has_float(value)
+
+
+class Table(dict[str, Any]):
+    """One of its own, as orjson writes it too."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.5, [1, 2.0], (1.5,), {"a": {"b": [None, True, {"c": (0.0,)}]}}, Table(a=1.5), [Table(b=[Table(c=-0.0)])]],
+    ids=str,
+)
+def test_a_float_is_found_wherever_it_is(value: Any) -> None:
+    assert compiled.has_float(value) is reference.has_float(value) is True
+    assert compiled.has_float([1, "1.5", None, True, {}]) is reference.has_float([1, "1.5", None, True, {}]) is False
 
 
 @pytest.mark.parametrize(

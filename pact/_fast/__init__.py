@@ -12,6 +12,7 @@ __all__ = [
     "FileTable",
     "Holder",
     "TimerWheel",
+    "has_float",
     "magnitude",
     "magnitudes",
     "members_in",
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pact._fast.handles import open_handles, open_handles_ex
     from pact._fast.mounts import Holder
     from pact._fast.norms import magnitude, magnitudes, window_ns
-    from pact._fast.strict import members_in, members_of
+    from pact._fast.strict import has_float, members_in, members_of
     from pact._fast.wheel import TimerWheel
 
     BACKEND: Literal["compiled", "reference"]
@@ -42,7 +43,7 @@ else:
             from pact._fast.files import FileTable
             from pact._fast.handles import open_handles, open_handles_ex
             from pact._fast.norms import magnitude, magnitudes, window_ns
-            from pact._fast.strict import members_in, members_of
+            from pact._fast.strict import has_float, members_in, members_of
             from pact._fast.wheel import TimerWheel
 
             BACKEND = "compiled"
@@ -53,6 +54,7 @@ else:
         from pact._fast.reference import (
             FileTable,
             TimerWheel,
+            has_float,
             magnitude,
             magnitudes,
             members_in,

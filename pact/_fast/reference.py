@@ -160,6 +160,12 @@ def members_of(value: Any) -> int:
     return sum(map(members_of, value)) if type(value) is list else 0
 
 
+def has_float(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(has_float, value.values()))
+    return any(map(has_float, value)) if isinstance(value, list | tuple) else isinstance(value, float)
+
+
 def magnitude(deviations: Buffer, weights: Buffer) -> float:
     d, w = _view(deviations, "d").tolist(), _view(weights, "d").tolist()
     if len(d) != len(w):

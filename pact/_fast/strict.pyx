@@ -111,3 +111,23 @@ def members_of(value):
     """The number of members of all objects in a decoded text. If it is smaller than in the text, a key occurred
     twice."""
     return count(value)
+
+
+cdef bint float_in(object value) except -1:
+    """As deep as a record is: JSON of at most 1,024 levels."""
+    if isinstance(value, dict):
+        for item in (<dict>value).values():
+            if type(item) is not str and type(item) is not int and float_in(item):
+                return True
+        return False
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            if type(item) is not str and type(item) is not int and float_in(item):
+                return True
+        return False
+    return isinstance(value, float)
+
+
+def has_float(value):
+    """Whether there is a float in this JSON value."""
+    return float_in(value)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
+from pact._fast import has_float
 from pact.core import strict
 from pact.errors import ChainError
 from pact.model import NS_PER_S, Json, JsonRead
@@ -114,7 +115,6 @@ _MARKS: Final = (
 )
 _COMMAND: Final = re.compile(rb'"command":"(?:[^"\\]|\\.)*?[ /]')
 
-_PLAIN: Final = frozenset({str, int, bool, type(None)})
 FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
 
 
@@ -154,22 +154,8 @@ def unhashed(record: Record) -> Json:
 
 def canonical(value: Any) -> bytes:
     """Canonical JSON bytes: sorted keys, no white space, UTF-8. Raises TypeError on a float (none may be hashed)."""
-    assert not _has_float(value), "a float in a hashed record"
+    assert not has_float(value), "a float in a hashed record"
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-
-def _has_float(value: Any) -> bool:
-    if isinstance(value, dict):
-        items: Iterable[Any] = value.values()
-    elif isinstance(value, list | tuple):
-        items = value
-    else:
-        return isinstance(value, float)
-    for item in items:  # most values are text or numbers, which need no call
-        kind = type(item)
-        if kind is float or (kind not in _PLAIN and _has_float(item)):
-            return True
-    return False
 
 
 def digest(prev: str, body: bytes) -> str:
@@ -203,7 +189,7 @@ def seal(
     """
     assert type_ in TYPES, type_
     # The other fields can hold none.
-    assert not _has_float(data) and not _has_float(actor), "a float in a hashed record"
+    assert not has_float(data) and not has_float(actor), "a float in a hashed record"
     whole = {
         "v": VERSION,
         "seq": seq,
@@ -259,7 +245,7 @@ def verify(records: Iterable[Record], *, seq: int = 0, prev: str = GENESIS) -> I
         if record.prev != prev:
             raise ChainError(seq, "does not link to the record before it")
         body = unhashed(record)
-        if _has_float(body) or digest(prev, orjson.dumps(body, option=orjson.OPT_SORT_KEYS)) != record.hash:
+        if has_float(body) or digest(prev, orjson.dumps(body, option=orjson.OPT_SORT_KEYS)) != record.hash:
             raise ChainError(seq, "its content does not match its hash")
         yield record
         seq, prev = seq + 1, record.hash

@@ -174,10 +174,10 @@ class RootState:
         self.cursors[node] = cursor
         self.forgotten.pop(node, None)  # the node is back
 
-    def apply(self, raw: bytes) -> Chunk:
-        """Fold one chunk in. Raises ChainError."""
+    def apply(self, raw: bytes, chunk: Chunk | None = None) -> Chunk:
+        """Fold one chunk in; ``chunk``: what its bytes say, if they were read already. Raises ChainError."""
         try:
-            chunk = read_chunk(raw)
+            chunk = chunk or read_chunk(raw)
         except ValueError as exc:
             raise ChainError(self.gseq + 1, str(exc)) from None
         if chunk.first != self.gseq + 1 or chunk.prev != self.chunk_hash:
@@ -345,11 +345,11 @@ def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
     state = RootState() if snapshot is None else RootState.from_bytes(snapshot)
     covered = state.gseq
     for raw in chunks:
-        first = read_chunk(raw).first
-        if first > covered:
-            state.apply(raw)
+        chunk = read_chunk(raw)
+        if chunk.first > covered:
+            state.apply(raw, chunk)
         elif chunk_hash(raw) != state.chunk_hash:  # covered by the snapshot: only the last covered chunk may come
-            raise ChainError(first, "the chunk is not the last that the snapshot covers")
+            raise ChainError(chunk.first, "the chunk is not the last that the snapshot covers")
     return state
 
 

@@ -8,7 +8,7 @@ with ValueError, once, so that the fold may trust every field.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 Check = Callable[[Any], bool]
@@ -16,8 +16,16 @@ Check = Callable[[Any], bool]
 _ID: Final = re.compile(r"[a-z][0-9]{1,18}")
 
 
-def _is(*kinds: type) -> Check:
-    return lambda value: type(value) in kinds
+class _Is:
+    """A check for exact types, which those below put together to one look at all values of a row or table."""
+
+    __slots__ = ("kinds",)
+
+    def __init__(self, *kinds: type) -> None:
+        self.kinds = frozenset(kinds)
+
+    def __call__(self, value: Any) -> bool:
+        return type(value) in self.kinds
 
 
 def _id(value: Any) -> bool:
@@ -25,26 +33,42 @@ def _id(value: Any) -> bool:
 
 
 def _texts(value: Any) -> bool:
-    return type(value) is list and all(type(v) is str for v in value)
+    return type(value) is list and set(map(type, value)) <= {str}
+
+
+def _each(check: Check) -> Callable[[Iterable[Any]], bool]:
+    if isinstance(check, _Is):
+        kinds = check.kinds
+        return lambda values: kinds.issuperset(map(type, values))
+    return lambda values: all(map(check, values))
 
 
 def _table(check: Check) -> Check:
-    return lambda value: type(value) is dict and all(map(check, value.values()))
+    each = _each(check)
+    return lambda value: type(value) is dict and each(value.values())
 
 
 def _row(*columns: Check) -> Check:
+    """A list with these columns."""
+    sizes = [at for at, column in enumerate(columns) if column is _size]
+    kinds = tuple(int if column is _size else _only(column) for column in columns)
+
     def check(value: Any) -> bool:
-        return (
-            type(value) is list
-            and len(value) == len(columns)
-            and all(c(v) for c, v in zip(columns, value, strict=True))
-        )
+        if type(value) is not list or tuple(map(type, value)) != kinds:
+            return False
+        return all(value[at] >= 0 for at in sizes)
 
     return check
 
 
+def _only(check: Check) -> type:
+    assert isinstance(check, _Is) and len(check.kinds) == 1, "each column has one type"
+    return next(iter(check.kinds))
+
+
 def _rows(check: Check) -> Check:
-    return lambda value: type(value) is list and all(map(check, value))
+    each = _each(check)
+    return lambda value: type(value) is list and each(value)
 
 
 def _size(value: Any) -> bool:
@@ -54,23 +78,24 @@ def _size(value: Any) -> bool:
 def _fields(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
     """A table with these fields; ``more``: optional fields that must be right if present. ``closed``: no other
     fields."""
-    known = {**needed, **(more or {})}
+    must, may = tuple(needed.items()), tuple((more or {}).items())
+    known = {**needed, **(more or {})}.keys()
 
     def check(value: Any) -> bool:
-        return (
-            type(value) is dict
-            and needed.keys() <= value.keys()
-            and not (closed and value.keys() - known.keys())
-            and all(c(value[k]) for k, c in known.items() if k in value)
-        )
+        if type(value) is not dict or not needed.keys() <= value.keys() or (closed and not value.keys() <= known):
+            return False
+        for name, right in must:
+            if not right(value[name]):
+                return False
+        return all(right(value[name]) for name, right in may if name in value)
 
     return check
 
 
-_text, _number, _flag, _object = _is(str), _is(int), _is(bool), _is(dict)
+_text, _number, _flag, _object = _Is(str), _Is(int), _Is(bool), _Is(dict)
 _cursor: Final = _row(_text, _number, _text)
 _user: Final = _fields({"user": _text})
-_maybe_number, _maybe_text = _is(int, type(None)), _is(str, type(None))
+_maybe_number, _maybe_text = _Is(int, type(None)), _Is(str, type(None))
 _owner: Final = _fields(
     {"key": _text, "user": _text, "uid": _maybe_number, "session": _maybe_text, "command": _text}, closed=True
 )
