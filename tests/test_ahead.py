@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,20 +27,20 @@ COUNT = 40
 pytestmark = pytest.mark.root
 
 
-def plan(top: Path, directories: int) -> tuple[tuple[Step, ...], Callable[[str], bytes | None]]:
+def plan(top: Path, directories: int, size: int = 0) -> tuple[tuple[Step, ...], Callable[[str], bytes | None]]:
     """Files that were declared so, and have drifted since, over so many directories."""
     keep, targets, paths = Keep(1 << 20), list[Attrs](), list[Path]()
     for n in range(COUNT):
         path = top / f"d{n % directories:03}" / f"f{n:03}"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"declared {n}\n")
+        path.write_text(f"declared {n}\n".ljust(size))
         seen = KIND.observe(encode_name(bytes(path)), keep)
         assert isinstance(seen, dict)
         targets.append(seen)
         paths.append(path)
     steps = []
     for path, target in zip(paths, targets, strict=True):
-        path.write_text("drifted\n")
+        path.write_text("drifted\n".ljust(size))
         actual = KIND.observe(encode_name(bytes(path)))
         assert not isinstance(actual, Unreadable)
         steps.append(Step(f"file:{encode_name(bytes(path))}", target, actual))
@@ -300,3 +301,22 @@ def test_old_files_that_take_much_room_are_removed_at_once(tmp_path: Path, monke
     assert act(steps, blobs) == {s.id: "" for s in steps}
     assert len(took) == COUNT and took[0] and not all(took)
     assert not list(tmp_path.glob("d*/.pact-*"))
+
+
+@pytest.mark.invariant("R5")
+@pytest.mark.parametrize("free_kib", [96, 512, 704, 1536])
+def test_a_disk_with_room_for_one_new_file_has_room_for_the_plan(
+    free_kib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written ahead, and what waits to be removed, gives its room to the step whose turn it is."""
+    monkeypatch.setattr(acting, "FILES_MAX", 10)
+    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    size_kib = COUNT * 64 + free_kib
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", tmp_path], check=True)
+    try:
+        steps, blobs = plan(tmp_path, 1, 64 << 10)
+        assert act(steps, blobs) == {s.id: "" for s in steps}
+        assert all(p.read_text().startswith("declared") for p in tmp_path.glob("d*/f*"))
+        assert not list(tmp_path.glob("d*/.pact-*"))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

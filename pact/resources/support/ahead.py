@@ -205,6 +205,20 @@ class Ahead:
         self._say(remove(self._handed_over()))
         return self.late
 
+    def makes_room(self) -> bool:
+        """Remove everything that only waits: new files whose turn has not come, which are written again then, and old
+        files. Returns whether there was anything, so that it is worth trying again on a full disk."""
+        coming = self._coming
+        waits = bool(self._ready or self._lefts or (coming is not None and (coming.begun or coming.lefts)))
+        if coming is not None:
+            coming.wait()
+            for place, (fresh, _, _) in coming.begun.items():
+                _drop(coming.directories[place[:2]], fresh)
+            coming.begun.clear()
+        self._drop_unused()
+        self.settle()
+        return waits
+
     def _handed_over(self) -> Lefts:
         lefts, self._lefts, self._lefts_size = self._lefts, {}, 0
         return lefts

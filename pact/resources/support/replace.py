@@ -49,6 +49,9 @@ class Before(Protocol):
     def removes(self, dirfd: int, aside: bytes, leaf: bytes, st: os.stat_result, resource: str) -> bool:
         """Whether it takes over what was set aside, and removes it soon, if it is still as in ``st`` then."""
 
+    def makes_room(self) -> bool:
+        """Remove what only waits for its turn, because the disk is full. Returns whether there was anything."""
+
     def touched(self, dirfd: int, path: bytes) -> None:
         """Names in this directory have changed: they are durable when the plan is done."""
 
@@ -418,7 +421,12 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
         content = same if same is not None else blobs(target["sha256"]) if "sha256" in target else b""
         if content is None:
             raise RestoreError("its content is not kept (too large, or forgotten since); put it back by hand")
-        fresh = write_fresh(dirfd, leaf, target, st, content)
+        try:
+            fresh = write_fresh(dirfd, leaf, target, st, content)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT) or ahead is None or not ahead.makes_room():
+                raise
+            fresh = write_fresh(dirfd, leaf, target, st, content)
     try:
         st = _make_way(dirfd, leaf, st)
     except BaseException:
