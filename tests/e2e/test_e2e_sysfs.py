@@ -102,6 +102,12 @@ def test_it_is_declared_with_a_choice_refused_with_another_and_exported(agent: A
     assert chosen(CHOICE) == "advise"
     refused = agent.declare('[sysfs]\n"fs/cgroup/x" = 1\n', check=2)
     assert "nothing below /sys/fs/cgroup is a setting of sysfs" in refused.err
+    refused = agent.declare('[sysfs]\n"power/state" = "freeze"\n', check=2)
+    assert "/sys/power/state is no setting: to write it is to act" in refused.err
+    refused = agent.pact("adopt", "sysfs:power/state", check=2)
+    assert "no setting" in refused.err
+    assert agent.pact("adopt", "sysfs:power/stat?", check=None).code in (0, 1, 2)
+    assert "power/state" not in agent.pact("export").out
 
 
 def test_two_names_of_one_file_that_contradict_each_other_are_named(agent: Agent, disk: None) -> None:

@@ -36,6 +36,11 @@ NEVER: Final = (
     "kernel/config",
     "firmware/efi/efivars",
 )
+#: Writing one of these is an act, and what is read is no state that could be declared: the machine would sleep, now or
+#: at each rollback.
+NO_SETTINGS: Final = frozenset(
+    f"power/{leaf}" for leaf in ("state", "autosleep", "wakeup_count", "wake_lock", "wake_unlock")
+)
 
 #: What a pattern with a wildcard in its last component takes: settings that are read from memory and can be set again.
 #: A driver of a device may do anything when one of its files is read, so nothing else is read unless it is named.
@@ -117,6 +122,8 @@ def canonical(name: str) -> str:
     for never in NEVER:
         if name == never or name.startswith(never + "/"):
             raise ValueError(f"nothing below /sys/{never} is a setting of sysfs")
+    if name in NO_SETTINGS:
+        raise ValueError(f"/sys/{name} is no setting: to write it is to act")
     return preferred(name)
 
 
@@ -167,7 +174,9 @@ def found(root: bytes, text: str) -> Iterator[str]:
     for each in wanted:
         for path in _expanded(root, each.encode("utf-8", "surrogateescape").split(b"/"), budget):
             name = preferred(encode_name(path))
-            if name not in names and matches(text, name) and not name.startswith(tuple(f"{n}/" for n in NEVER)):
+            if name in NO_SETTINGS or name in names:
+                continue
+            if matches(text, name) and not name.startswith(tuple(f"{n}/" for n in NEVER)):
                 names.add(name)
     return iter(sorted(names))
 
