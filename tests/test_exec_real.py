@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streams_kit import NODES, Between, Fleet, alive, fleet, within
@@ -275,6 +277,45 @@ def test_an_agent_that_starts_at_once_records_what_was_left_once_and_names_nothi
     within(lambda: not list(place.glob("*.json")), "its files are gone", 20)
     rows = [r for r in kit.records("n2", "executed") if marker in r["data"]["command"]]
     assert sorted(r["data"]["command"].startswith("sleep") for r in rows) == [False, True, True], rows
+
+
+def _up(kit: Fleet, node: str) -> bool:
+    try:
+        return kit.records(node, "agent_started") != []
+    except OSError:
+        return False
+
+
+@pytest.mark.invariant("X9")
+@pytest.mark.parametrize("there", [True, False])
+def test_an_agent_that_has_left_the_cluster_ends_what_was_left_and_says_so(
+    kit: Fleet, marker: str, there: bool
+) -> None:
+    """Whether the command's files are there still, or nothing but the record that it begins."""
+    with kit.pact("exec", "--nodes", "n2", "--", f"sleep {marker}; true", stdin=subprocess.DEVNULL) as one:
+        within(lambda: alive(marker), "it runs", 30)
+        host = int(str(_host(kit, "n2", marker)["pid"]))
+        if not there:
+            os.kill(host, signal.SIGSTOP)
+        kit.kill("n2")
+        if not there:
+            shutil.rmtree(kit.base / "agent-n2" / "exec")
+            for pid in (host, *alive(marker)):
+                os.kill(pid, signal.SIGKILL)
+        kit.start_agent("n2")
+        within(lambda: _up(kit, "n2"), "it is up", 30)
+        within(lambda: not alive(marker), "nothing is left running", 30)
+        (begun,) = [r for r in kit.records("n2", "exec_begun") if marker in r["data"]["command"]]
+
+        def ended() -> list[Any]:
+            return [r for r in kit.records("n2", "executed") if r["data"]["begun"] == begun["seq"]]
+
+        within(lambda: len(ended()) == 1, "its end is on record", 20)
+        kit.kill("n2")
+        kit.node_up("n2")
+        one.terminate()
+        one.wait(30)
+    assert len(ended()) == 1
 
 
 def test_a_command_whose_process_is_stopped_ends_when_it_must(kit: Fleet, marker: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from pact.core.node.payloads import Executed
 from pact.errors import PactError
 from pact.host import owned
 from pact.model import Owner
+from pact.session import frames
+from pact.session.places import socket_path, state_path
 
 PLACE: Final = "exec"
 DIRECTORY: Final = "directory of commands"
@@ -36,6 +39,26 @@ def left_calls(sessions: str) -> set[str]:
         if isinstance(about, dict) and isinstance(about.get("call"), str):
             found.add(about["call"])
     return found
+
+
+def tell_end(directory: str, name: str, why: str) -> None:
+    """Ask a command's process to end it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(socket_path(directory, name))
+        sock.send(frames.said(b"A", {"end": why}))
+    except OSError:
+        pass  # it has ended
+    finally:
+        sock.close()
+
+
+def forget_files(directory: str, name: str) -> None:
+    for path in (state_path(directory, name), socket_path(directory, name)):
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
 
 
 def shown_output(name: str, data: bytes) -> dict[str, str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
+from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, place_beside, shown_output, tell_end
 from pact.agent.commandrecords import CommandRecords
 from pact.agent.commandwish import input_of, wish_of
 from pact.agent.keeping import not_ready
@@ -395,11 +395,7 @@ class Executing:
         one.pipe.close()
 
     def forget_files(self, name: str) -> None:
-        for path in (state_path(self.directory, name), socket_path(self.directory, name)):
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
+        forget_files(self.directory, name)
 
     # -- ending it ----------------------------------------------------------------------------------------------------
 
@@ -496,11 +492,4 @@ class Executing:
 
     def tell_end(self, name: str, why: str) -> None:
         """Ask its process to end it."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(socket_path(self.directory, name))
-            sock.send(frames.said(b"A", {"end": why}))
-        except OSError:
-            pass  # it has ended
-        finally:
-            sock.close()
+        tell_end(self.directory, name, why)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Final, Protocol
 
-from pact.agent.commandfiles import DIRECTORY, executed_of
+from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, place_beside, tell_end
+from pact.agent.commandrecords import CommandRecords, Journal
 from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state
 from pact.core.node.payloads import Executed
 from pact.errors import PactError
@@ -100,3 +102,40 @@ class LeftCommands:
         made = executed_of(state["command"], owner, state, about.get("user", ""), begun, result)
         executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
         self._commands.record(name, executed, actor)
+
+
+class LeftAlone:
+    """For an agent that belongs to no cluster any more: commands come only from there, but what was left is ended.
+
+    ``busy``: call ``turn`` again within ``LOOK_S``."""
+
+    def __init__(self, agent: Journal, sessions: str) -> None:
+        """``sessions``: the directory of sessions."""
+        self.directory = place_beside(sessions)
+        self._agent = agent
+        self._left = LeftCommands(self)
+        self._records = CommandRecords(agent, self.forget_files)
+
+    @property
+    def busy(self) -> bool:
+        return self._left.busy or self._records.busy or bool(self._agent.node.state.commands)
+
+    def turn(self) -> None:
+        if self._agent.journal_error or not self.busy:
+            return
+        self._left.turn(time.monotonic())
+        self._records.turn(alone=True)
+        if not self._left.busy:
+            self._records.settle(())
+
+    def tell_end(self, name: str, why: str) -> None:
+        tell_end(self.directory, name, why)
+
+    def record(self, name: str, executed: Executed, actor: Actor) -> None:
+        self._records.end(name, executed, actor)
+
+    def begun(self, call: str) -> int | None:
+        return self._records.begun(call)
+
+    def forget_files(self, name: str) -> None:
+        forget_files(self.directory, name)

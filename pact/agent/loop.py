@@ -23,6 +23,7 @@ from pact.agent import reload, views
 from pact.agent.batch import Batch
 from pact.agent.config import Config
 from pact.agent.control import Control
+from pact.agent.leftcommands import LOOK_S, LeftAlone
 from pact.agent.prompt import Prompt
 from pact.agent.requests import Requests
 from pact.agent.sessions import Sessions
@@ -73,6 +74,7 @@ class Agent(Sightings):
         self._next_health_ns = 0
         self._next_sign_ns = 0
         self._cycles = 0
+        self._left: LeftAlone | None = None
         self._stopping = ""
         self._reread = self._shown_error = False
         self.requests = Requests(self)
@@ -141,6 +143,9 @@ class Agent(Sightings):
             from pact.agent.link import Link
 
             self.link = Link(self, self.requests)
+        else:
+            left = LeftAlone(self, self.sessions.directory)
+            self._left = left if left.busy else None
 
     def _slow_sightings(self) -> list[Sighting]:
         """What is observed off the loop, for as long as a start may wait for it: what a reboot has reset is brought
@@ -270,6 +275,8 @@ class Agent(Sightings):
             due.append(wake_ns)
         if self.link is not None:
             due.append(self.link.next_wake_ns())
+        if self._left is not None and not self.journal_error:
+            due.append(now_ns + int(LOOK_S * NS_PER_S))
         if (launch_s := self.sessions.next_s()) is not None:
             due.append(now_ns + int(launch_s * NS_PER_S))
         batch_ns = self.batch.next_ns()
@@ -342,6 +349,9 @@ class Agent(Sightings):
         self.batch.turn(now_ns)
         if self.link is not None:
             self.link.turn()
+        if self._left is not None:
+            self._left.turn()
+            self._left = self._left if self._left.busy else None
         self._publish()
         self.notices.flush(now_ns)
         self.hooks.kill_overdue(now_ns)
