@@ -46,3 +46,35 @@ def test_who_asks_all_the_time_does_not_keep_the_loop_from_the_others(monkeypatc
         while next(ticks) < 10**9 + 6 * first:
             pass  # the others have their turns
         assert turn() > TURN_ASKED_NS / 2
+
+
+def test_more_names_than_may_wait_are_one_walk_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns a tracked directory makes names in it: the mount table was read twice for each one too many, on the
+    loop, which stood for seconds."""
+    world = World()
+    world.start({"file:/etc/known": Declared({"value": "known"})})
+    with closing(open_observers()) as observers, TemporaryDirectory(dir="/var/tmp", prefix="many-") as top:
+        walked = Tracking(observers, Ignore())
+        walked.follow({f"file:{top}/**": "report"})
+        while walked.has_due:
+            walked.take(world.node, 10**12)
+        reads = itertools.count()
+        table = tracking.foreign_mounts
+
+        def read() -> set[bytes]:
+            next(reads)
+            return table()
+
+        monkeypatch.setattr(tracking, "foreign_mounts", read)
+        monkeypatch.setattr(tracking, "TOUCHED_MAX", 100)
+        Path(f"{top}/late").touch()
+        for i in range(1000):
+            walked.touched(f"{top}/gone{i}".encode(), None)
+        walked.touched(f"{top}/late".encode(), None)
+        assert next(reads) == 0, "events do not read it"
+        found, now_ns = set[str](), 2 * 10**12
+        for _ in range(100):
+            found |= {new.resource for new in walked.take(world.node, now_ns)[0]}
+            now_ns = walked.next_ns(now_ns) or now_ns
+        assert f"file:{top}/late" in found, "what had no place was found"
+        assert next(reads) <= 3, "one walk for all of them"

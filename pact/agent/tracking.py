@@ -47,7 +47,8 @@ TOUCHED_MAX: Final = 20_000
 FOUND_MAX: Final = 2_000
 #: How many directories are kept with the number of new things in them beyond those that are kept one by one.
 BEYOND_MAX: Final = 1_000
-#: The shortest time between two checks of all untracked things, and of what events do not show.
+#: The shortest time between two checks of all untracked things, of what events do not show, and between two walks over
+#: everything because more names came than may wait.
 CHECK_NS: Final = NS_PER_S
 #: The shortest time between two counts of a directory with more new things than are kept one by one.
 COUNT_NS: Final = 5 * NS_PER_S
@@ -76,6 +77,8 @@ class Tracking:
         self._directories: dict[bytes, tuple[int, int]] = {}
         self._share: list[bytes] = []
         self._touched: dict[bytes, Owner | None] = {}
+        self._overrun = False  # there were more names than may wait: everything is walked again, once for all of them
+        self._overrun_ns = 0
         self._todo: dict[bytes, Owner | None] = {}  # directories to mark and list
         self._walk: Generator[None, None, None] | None = None
         self._walked = b""
@@ -143,8 +146,8 @@ class Tracking:
         """A directory entry appeared or disappeared."""
         if os.path.dirname(path) not in self._directories and path not in self._directories and path not in self._bases:
             return
-        if len(self._touched) >= TOUCHED_MAX:
-            self.walk_again()
+        if len(self._touched) >= TOUCHED_MAX and path not in self._touched:
+            self._overrun = True
             return
         self._touched[path] = owner or self._touched.get(path)
 
@@ -256,6 +259,8 @@ class Tracking:
             dues.append(self._checked_ns + CHECK_NS)
         if self._crowded:
             dues.append(self._counted_ns + COUNT_NS)
+        if self._overrun:
+            dues.append(self._overrun_ns + CHECK_NS)
         dues += [self._polled_ns.get(k, 0) + CHECK_NS for k in self._polls]
         return min(dues, default=None)
 
@@ -267,6 +272,9 @@ class Tracking:
         while self._touched and time.monotonic_ns() < ends_ns:
             path = next(iter(self._touched))
             self._look_at(path, self._touched.pop(path), node, now_ns)
+        if self._overrun and self._overrun_ns + CHECK_NS <= now_ns:
+            self._overrun, self._overrun_ns = False, now_ns
+            self.walk_again()
         if self._crowded and self._counted_ns + COUNT_NS <= now_ns:
             for path in self._crowded:
                 self._todo.setdefault(path, None)
