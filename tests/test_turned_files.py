@@ -5,6 +5,7 @@ Where he wins the race is where these tests begin: what was seen is gone, and so
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import stat
@@ -106,6 +107,37 @@ def test_what_is_her_own_is_dressed_in_place(home: Path, kind: str) -> None:
     inode = path.stat().st_ino
     restore_file(os.fsencode(path), as_seen(path, mode="0755"), {}.get)
     assert of(path) == (ANN, "0755") and path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("how", ["written", "open", "mapped"])
+def test_nobody_s_own_content_becomes_root_s_or_set_uid(a_home: Path, how: str) -> None:
+    """Ann's file has what is declared; between the look and the act she writes into it, or she has it open or mapped
+    and would write later (a write clears the set-uid bit; one through a mapping does not)."""
+    path = made(a_home / "tool", "as declared", ANN, 0o755)
+    step = as_seen(path, owner="root", group="root", mode="4755")
+    with open(path, "r+b") as hers:
+        mapping = mmap.mmap(hers.fileno(), 0)
+        if how != "mapped":
+            mapping.close()
+        if how != "open":
+            hers.close()
+        if how == "written":
+            path.write_text("as she like")
+        with pytest.raises(RestoreError, match="left as it is"):
+            restore_file(os.fsencode(path), step, {}.get)
+        assert of(path) == (ANN, "0755")
+        if how == "mapped":
+            mapping.close()
+    if how != "written":
+        restore_file(os.fsencode(path), step, {}.get)
+        assert of(path) == (0, "4755") and path.read_text() == "as declared"
+
+
+def test_her_log_is_dressed_although_she_writes_it(home: Path) -> None:
+    path = made(home / "log", "line", ANN, 0o600)
+    with open(path, "ab"):
+        restore_file(os.fsencode(path), as_seen(path, mode="0644"), {}.get)
+    assert of(path) == (ANN, "0644")
 
 
 def test_what_is_root_s_in_her_directory_gets_a_new_file_with_its_content(home: Path) -> None:

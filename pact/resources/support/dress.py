@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import hashlib
 import os
 import stat
 from typing import Final
@@ -15,6 +17,8 @@ from pact.resources.support.way import turners
 
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
+PIECE: Final = 64 << 10
+SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 #: Attributes that belong to the file system or the kernel.
 PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
 
@@ -31,6 +35,58 @@ def may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
     # In a sticky directory a file's owner need not be the one who put it there: a name moves without rights to the file
     leaf_uid = -1 if stat.S_ISREG(st.st_mode) else st.st_uid
     return turners(dirfd, leaf_uid) <= {st.st_uid}
+
+
+def take_over(fd: int, target: Attrs, actual: Attrs | None) -> str:
+    """Before a file gets power in place (from a user's it becomes root's or another's, or set-uid, or gets
+    capabilities): take away all rights to write it, ask the kernel whether somebody has it open for writing, or mapped
+    so, and read once more what is in it. Who has it open would go on writing; who had it may have written since it was
+    seen. Returns why not, with the file as it was.  # R13"""
+    st = os.fstat(fd)
+    if not _empowers(st, target):
+        return ""
+    mode = stat.S_IMODE(st.st_mode)
+    os.fchown(fd, 0, 0)
+    os.fchmod(fd, mode & ~(SET_ID | 0o222))
+    why = ""
+    if being_written(fd):
+        why = "somebody has it open for writing, and would go on writing into it"
+    elif "sha256" in target and actual is not None and not _holds(fd, actual):
+        why = "it was changed again at the last moment"
+    if why:
+        os.fchown(fd, st.st_uid, st.st_gid)
+        os.fchmod(fd, mode)
+    return why
+
+
+def _holds(fd: int, actual: Attrs) -> bool:
+    """Whether it has the content that was seen."""
+    left, sha = os.fstat(fd).st_size, hashlib.sha256()
+    if left != actual.get("size", left):
+        return False
+    os.lseek(fd, 0, os.SEEK_SET)
+    while piece := os.read(fd, min(PIECE, max(left, 1))):
+        sha.update(piece)
+        left -= len(piece)
+    return sha.hexdigest() == str(actual["sha256"])
+
+
+def _empowers(st: os.stat_result, target: Attrs) -> bool:
+    uid, mode = ids(target, st)[0], int(target.get("mode", "0"), 8)
+    capable = "security.capability" in target.get("xattrs", {})
+    return bool(capable or mode & SET_ID or uid != st.st_uid != 0)
+
+
+def being_written(fd: int) -> bool:
+    """Whether a process has the file open for writing, or mapped so. False where leases cannot tell."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _has_xattrs(fd: int, target: Attrs) -> bool:

@@ -23,7 +23,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import Blobs
-from pact.resources.support.dress import FILE_FLAGS, dress, ids, may_dress
+from pact.resources.support.dress import FILE_FLAGS, dress, ids, may_dress, take_over
 from pact.resources.support.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.support.loose import LOOSE, MADE
 from pact.resources.support.reading import read_whole
@@ -409,6 +409,8 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never change a file that somebody else put there
                 raise RestoreError(REPLACED)
             if may_dress(dirfd, fd, target):
+                if why := take_over(fd, target, step.actual):
+                    raise RestoreError(f"{why}; {LEFT}")
                 dress(fd, target, st)
                 return
             same = _content_of(fd, now, step.actual)
