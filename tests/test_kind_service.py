@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,28 @@ def test_a_status_command_that_cannot_say_or_hangs_makes_it_unreadable(tmp_path:
     ):
         seen = daemons.observe("x", {"status": words, "timeout_ns": int(limit * 1e9)})
         assert isinstance(seen, Unreadable) and why in seen.why, seen
+
+
+def _looked(definition: dict[str, Any], into: list[object]) -> None:
+    into.append(daemons.observe("x", definition))
+
+
+@pytest.mark.invariant("S2")
+def test_a_pid_file_that_is_none_is_not_opened(tmp_path: Path) -> None:
+    """Who may write where it lies puts a FIFO there, at which the look waited for ever, or a link to a device."""
+    pidfile = tmp_path / "pid"
+    os.mkfifo(pidfile)
+    for link in ("", "/dev/tty", "/dev/watchdog"):
+        if link:
+            pidfile.unlink()
+            pidfile.symlink_to(link)
+        for definition in ({"pidfile": str(pidfile)}, {"pidfile": str(pidfile), "executable": "/usr/bin/sleep"}):
+            looked = list[object]()
+            thread = threading.Thread(target=_looked, args=(definition, looked), daemon=True)
+            thread.start()
+            thread.join(10)
+            assert looked, f"it waits at {link or 'a FIFO'}"
+            assert isinstance(looked[0], Unreadable | dict), looked
 
 
 @pytest.mark.invariant("F81")

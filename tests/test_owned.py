@@ -8,7 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from pact.cluster import auth
 from pact.cluster.config import AggregatorConfig, require_owned
 from pact.declared.toml import Ignore, read_files
 from pact.errors import ConfigError
-from pact.host import owned
+from pact.host import fields, owned
 from pact.net import keys
+from pact.resources.support import file_toml
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 OTHER = 12345
@@ -307,3 +309,31 @@ def test_everybody_reaches_the_socket_whatever_the_umask(place: Path) -> None:
         0o755,
         0o666,
     ]
+
+
+@pytest.mark.invariant("S2")
+@pytest.mark.parametrize("link", ["", "/dev/zero"])
+def test_what_is_no_file_is_not_opened_where_a_daemon_reads_one(place: Path, link: str) -> None:
+    """Whoever can put a FIFO there would have the daemon wait at it for ever, before it asks whose the place is."""
+    path = place / "a/b/x.toml"
+    path.symlink_to(link) if link else os.mkfifo(path)
+    reads: list[Callable[[], object]] = [
+        lambda: auth.read(str(path)),
+        lambda: fields.fill(str(path), {}, None),
+        lambda: keys.load(str(path)),
+        lambda: file_toml.content({"source": str(path)}, ""),
+    ]
+    for read in reads:
+        ends = list[BaseException]()
+
+        def tried(read: Callable[[], object] = read, ends: list[BaseException] = ends) -> None:
+            try:
+                read()
+            except BaseException as exc:
+                ends.append(exc)
+
+        thread = threading.Thread(target=tried, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive(), "it waits"
+        assert ends and isinstance(ends[0], ConfigError | ValueError), ends

@@ -102,8 +102,7 @@ def _entry(entry: object, where: str) -> Peer:
 def read(path: str) -> Authorized:
     """The file. Raises ConfigError, also if other accounts could have written it."""
     try:
-        with open(path, "rb") as f:
-            text = f.read().decode()
+        text = owned.read_regular(path).decode()
         owned.require(path, "authorised keys")
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import Any
 from pact.core import strict
 from pact.core.units import parse_duration
 from pact.errors import ConfigError
+from pact.host import owned
 
 #: Key -> (field, check). A check returns the value to set, or raises ValueError.
 Keys = Mapping[str, tuple[str, Callable[[Any], Any]]]
@@ -118,11 +118,10 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
     section. Raises ConfigError with file and line.
     """
     try:
-        with open(path, "rb") as f:
-            text = f.read().decode()
+        text = owned.read_regular(path).decode()
         table = strict.toml(text)
     except OSError as exc:
-        raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}") from None
+        raise ConfigError(f"{path}: {exc.strerror}") from None
     except ValueError as exc:  # the decoder refuses it, or it is not UTF-8
         line = re.search(r"at line (\d+)", str(exc))
         raise ConfigError(f"{path}:{line[1] if line else 1}: {exc}") from None

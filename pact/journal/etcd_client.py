@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pact.errors import ConfigError, JournalError
+from pact.host import owned
 
 CALL_S: Final = 1.5
 TOTAL_S: Final = 4.0
@@ -72,8 +73,7 @@ class EtcdClient:
 
     def _read(self, what: str, path: str, most: int = 1 << 20) -> bytes:
         try:
-            with open(path, "rb") as file:
-                return file.read(most)
+            return owned.read_regular(path, most)
         except OSError as exc:
             raise JournalError(f"[journal] {what}: {exc}") from None
 

@@ -100,7 +100,7 @@ def load(path: str) -> Key:
     if is_public(os.path.basename(path)) and not os.path.lexists(path):
         raise ConfigError("the name of a file is wanted, not the secret key itself", "pact keygen writes NAME.secret")
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         with os.fdopen(fd, encoding="ascii", errors="replace") as f:
             info = os.fstat(f.fileno())
             text = f.read(KEY_FILE_MAX).strip()

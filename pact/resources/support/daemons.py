@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.errors import RestoreError
 from pact.host import owned
 from pact.model import NS_PER_S, Attrs, Observation, Unreadable
+from pact.resources.support.way import hangs
 
 if TYPE_CHECKING:
     from pact.resources.support.command_run import Order
@@ -211,8 +212,9 @@ def _order(definition: Attrs, key: str) -> Order:
 def _by_file(path: str, program: str) -> frozenset[int]:
     """The process of a pid file, if there is one."""
     try:
-        with open(path, "rb") as f:
-            text = f.read(PID_BYTES)
+        if hangs(os.fsencode(path)):
+            raise CannotSay("its pid file lies where an access may hang")
+        text = owned.read_regular(path, PID_BYTES)
         if not program:
             owned.require(path, "pid file")
     except FileNotFoundError:
@@ -220,7 +222,7 @@ def _by_file(path: str, program: str) -> frozenset[int]:
     except owned.NotOurs as exc:
         raise CannotSay(f"{exc.message}: name its executable, too") from None
     except OSError as exc:
-        raise CannotSay(f"pid file: {os.strerror(exc.errno or 0).lower()}") from None
+        raise CannotSay(f"pid file: {(exc.strerror or '').lower()}") from None
     pid = int(text) if text.strip().isdigit() else 0
     if pid <= 1 or pid == os.getpid() or not _lives(pid):
         return frozenset()

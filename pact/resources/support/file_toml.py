@@ -6,6 +6,7 @@ import hashlib
 import os
 from typing import Any
 
+from pact.host import owned
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import from_base64
 
@@ -63,10 +64,9 @@ def _body(key: str, value: Any, base_dir: str) -> bytes:
         return from_base64(key, value)
     path = os.path.join(base_dir, value)
     try:
-        with open(path, "rb") as f:
-            return f.read()
+        return owned.read_regular(path)
     except OSError as exc:
-        raise ValueError(f"source {value!r}: {os.strerror(exc.errno or 0)}") from None
+        raise ValueError(f"source {value!r}: {exc.strerror}") from None
 
 
 def mode(value: Any) -> str:
