@@ -9,6 +9,7 @@ import pytest
 from pact._fast import FileTable
 from pact.agent.followers import Followers
 from pact.agent.watching import Watching
+from pact.limits import MOVING_PER_S, MOVING_S
 from pact.model import NS_PER_S
 
 
@@ -16,6 +17,7 @@ from pact.model import NS_PER_S
 def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None:
     watching = Watching.__new__(Watching)  # without its observers: nothing is looked at here
     watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
+    watching._moving, watching._moving_ns = set(), 0
     watching.followers = Followers(FileTable(), watching.touch)
     now_ns, taken = 10**12, list[int]()
 
@@ -38,3 +40,34 @@ def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None
     now_ns, taken = now_ns + 300 * NS_PER_S, []
     moves(2)
     assert [(t - taken[0]) / NS_PER_S for t in taken] == [0, 0.5, 1.5], "calm is forgotten"
+
+
+@pytest.mark.invariant("S3")
+def test_many_files_in_motion_are_recorded_no_more_often_than_few() -> None:
+    """Who owns two thousand declared files and writes them in turn had eleven hundred records made each second at
+    first, and then for ever six times as many as the root takes from a node."""
+    watching = Watching.__new__(Watching)
+    watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
+    watching._moving, watching._moving_ns, watching._acting = set(), 0, {}
+    watching.followers = Followers(FileTable(), watching.touch)
+    names, now_ns, records = [f"file:/home/u/{i}" for i in range(2000)], 10**12, 0
+
+    def moves(seconds: int) -> int:
+        nonlocal now_ns
+        made = 0
+        for _ in range(2 * seconds):
+            for name in names:
+                watching.touch(name, None)
+            while watching.pending:
+                taken = [r for r, _ in watching.take(now_ns)]
+                watching.recorded(taken, now_ns)
+                made += len(taken)
+            now_ns += NS_PER_S // 2
+        return made
+
+    records = moves(60)
+    assert records < 3 * len(names), "each has its first two, or three"
+    assert moves(300) < 300 * (MOVING_PER_S + 1)
+    assert len(watching._delayed) == len(names), "the last state of each is seen in time"
+    now_ns += int(MOVING_S * NS_PER_S)
+    assert {r for _ in range(10) for r, _ in watching.take(now_ns)} == set(names)

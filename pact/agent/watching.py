@@ -1,8 +1,9 @@
 """Which resources to observe, and when: events, the periodic rescan, and the pace of both.
 
 Observers report touched paths; a table of signatures finds changes that they could not see. A resource whose drift was
-just recorded is observed again half a second later at the soonest, and later and later while it keeps moving, so that a
-file in constant motion cannot flood the journal; its last state is always recorded, and every request observes first.
+just recorded is observed again half a second later at the soonest, and later and later while it keeps moving, the later
+the more of them move, so that files in constant motion cannot flood the journal; their last state is always recorded,
+and every request observes first.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pact.core.node.events import Sighting
 from pact.core.node.writers import together
 from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
+from pact.limits import MOVING_PER_S, MOVING_S
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
@@ -81,6 +83,8 @@ class Watching:
         self.points_moved = False  # since they were saved
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
         self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
+        self._moving: set[str] = set()  # those that were recorded again soon
+        self._moving_ns = 0  # when it is looked through again
         self._cache = os.path.join(config.state_dir, CACHE_NAME)
         self._key_of: dict[str, int] = {}
         self._resources: list[str | None] = []
@@ -343,9 +347,17 @@ class Watching:
             self.look_anew(resource)
             last_ns, pause_ns = self._paced.get(resource, (0, 0))
             soon = pause_ns and now_ns - last_ns < 4 * pause_ns
-            self._paced[resource] = (now_ns, min(2 * pause_ns, AGAIN_MAX_NS) if soon else AGAIN_NS)
+            # S3: of all together
+            all_ns = min(len(self._moving) * NS_PER_S // MOVING_PER_S, int(MOVING_S * NS_PER_S))
+            pause_ns = max(min(2 * pause_ns, AGAIN_MAX_NS), all_ns) if soon else AGAIN_NS
+            self._paced[resource] = (now_ns, pause_ns)
+            (self._moving.add if soon else self._moving.discard)(resource)
+        if now_ns >= self._moving_ns:
+            self._moving_ns = now_ns + NS_PER_S
+            self._moving = {r for r in self._moving if now_ns - self._paced[r][0] < 4 * self._paced[r][1]}
         if len(self._paced) > PACED_MAX:
             self._paced = {r: (t, p) for r, (t, p) in self._paced.items() if now_ns - t < 4 * p}
+            self._moving &= self._paced.keys()
 
     def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
         """At most a batch of resources to observe now, with the last identified writer."""
