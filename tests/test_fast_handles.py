@@ -345,6 +345,30 @@ class TestMounts:
         pid = spawn("f = os.open(a[0], os.O_RDONLY)", write(mounted + b"/f"), wrap=wrap)
         assert {h.how for h in holders(pid, mounted)} == {"fd"}
 
+    def test_a_user_s_namespace_with_too_many_mounts_costs_little_and_is_not_taken_for_idle(
+        self, spawn: Spawn, mounted: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Any user makes a hundred thousand mounts in each of many namespaces, and gives each process a root of its
+        own there: all of it was read and kept, for a question who uses a file."""
+        monkeypatch.setattr(mounts, "EACH_MOUNTS_MAX", 100)
+        path = write(mounted + b"/f")
+        many = (
+            "import ctypes\nlibc = ctypes.CDLL(None)\n"
+            "for _ in range(int(a[1])): assert libc.mount(a[2], a[2], None, 4096, None) == 0\n"
+            "f = os.open(a[0], os.O_RDONLY)"
+        )
+        as_user, as_root = ("unshare", "-Urm"), ("unshare", "-m")
+        few = spawn(many, path, b"2", mounted, wrap=as_user)
+        roots = spawn(many, path, b"200", mounted, wrap=as_root)
+        users = spawn(many, path, b"200", mounted, wrap=as_user)
+        for scan in (handles.open_handles_ex, reference.open_handles_ex):
+            found, unread = scan([path])
+            assert {h.pid for h in found if h.how == "fd"} == {few, roots}, scan
+            assert users in unread and not {few, roots} & set(unread), scan
+        monkeypatch.setattr(mounts, "OTHERS_MOUNTS_MAX", 5)
+        for scan in (handles.open_handles_ex, reference.open_handles_ex):
+            assert {few, users} <= set(scan([path])[1]), "of all together"
+
     def test_a_process_under_another_root_directory_in_another_namespace(
         self, spawn: Spawn, mounted: bytes, tree: bytes
     ) -> None:

@@ -677,9 +677,7 @@ cdef class Walk:
         key = (<bytes>namespace, PyBytes_FromStringAndSize(root, length))
         if key not in self.lookups:
             try:
-                fd = os.open(b"mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=base)
-                with open(fd, "rb") as file:
-                    text = file.read()
+                text = self.targets.others.read(b"/proc/self/fd/%d" % base)
             except OSError as error:
                 set_errno(error.errno)
                 trouble(self.s, pid)

@@ -11,13 +11,20 @@ found, except through its mappings.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 LINKS_MAX: Final = 40
+#: So many mounts of users' own namespaces are looked at in one scan, and of each namespace: any user can make a hundred
+#: thousand mounts in each of many. What their processes use beyond that is not known.  # S6
+OTHERS_MOUNTS_MAX: Final = 200_000
+EACH_MOUNTS_MAX: Final = 20_000
+BYTES_EACH: Final = 512  # a longer line counts as several
 ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 DELETED: Final = b" (deleted)"
 REMOTE: Final = frozenset(
@@ -141,6 +148,34 @@ def parse_mountinfo(text: bytes, below: bytes = b"/") -> list[Mount]:
     return found
 
 
+class Others:
+    """The mounts of other namespaces, as far as one scan looks at them."""
+
+    def __init__(self, proc: bytes) -> None:
+        self._proc = proc
+        self._left = OTHERS_MOUNTS_MAX
+
+    def read(self, base: bytes) -> bytes:
+        """The mountinfo of a process (``base``: its directory). OSError: it cannot be read, or a user made the
+        namespace and it has too many mounts."""
+        with open(base + b"/mountinfo", "rb") as file:
+            if os.readlink(base + b"/ns/user") == os.readlink(self._proc + b"/self/ns/user"):
+                return file.read()  # only root makes mounts there
+            most = min(EACH_MOUNTS_MAX, self._left)
+            text = file.read(most * BYTES_EACH) if most else b""
+        spent = max(text.count(b"\n"), len(text) // BYTES_EACH, 1)
+        self._left = max(self._left - spent, 0)
+        if spent >= most:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        return text
+
+
+@lru_cache(maxsize=1024)
+def _same(device: int, fstype: bytes) -> Mount:
+    """One for all mounts of a file system."""
+    return Mount(-1, device, b"", b"", fstype)
+
+
 class Space:
     """One mount namespace: its mounts, and the roots' names in it."""
 
@@ -149,6 +184,11 @@ class Space:
         self.by_point = {mount.point: mount for mount in self.mounts}  # the last one on a point hides the others
         self.by_id = {mount.id: mount for mount in self.mounts}
         self.patterns: list[Pattern] = []
+
+    def forget(self) -> None:
+        """The roots have their names here; of a mount, only its number and file system are asked for from now on."""
+        self.by_id = {m.id: _same(m.device, m.fstype) for m in self.mounts}
+        self.mounts, self.by_point = [], {}
 
     def owner(self, path: bytes) -> Mount | None:
         """The mount to which ``path`` leads."""
@@ -191,6 +231,7 @@ class Targets:
     def __init__(self, roots: Sequence[Root], proc: bytes) -> None:
         self.proc = proc
         self.namespace = os.readlink(proc + b"/self/ns/mnt")
+        self.others = Others(proc)
         with open(proc + b"/self/mountinfo", "rb") as file:
             self.own = Space(parse_mountinfo(file.read()))
         self.places: dict[int, list[Place]] = {}
@@ -206,6 +247,7 @@ class Targets:
         """Another namespace, as seen by a process whose root directory is ``below``."""
         space = Space(parse_mountinfo(mountinfo, below))
         self._name(space, [])
+        space.forget()
         return space
 
     def roots_of(self, info: bytes, space: Space, link: bytes, text: bytes) -> list[int]:

@@ -519,8 +519,7 @@ class _Scan:
             return self.targets.own
         if (namespace, root) not in self.spaces:
             try:
-                with open(base + b"/mountinfo", "rb") as file:
-                    text = file.read()
+                text = self.targets.others.read(base)
             except OSError as error:
                 self.trouble(pid, error)
                 return None

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pact._fast import syscalls
+from pact._fast.mounts import Others
 from pact.model import Holder, encode_name
 from pact.observe.mountinfo import MountEntry, parse_mountinfo, read_mounts
 from pact.resources.support.loops import loops
@@ -180,14 +181,14 @@ def namespaces() -> list[Space]:
     """This namespace first, then each other one of a process. Raises OSError if this one cannot be read."""
     own = os.readlink("/proc/self/ns/mnt")
     out, seen = [Space(own, os.getpid(), b"/", read_mounts())], {(own, b"/")}
+    others = Others(b"/proc")
     for pid in (p for p in os.listdir("/proc") if p.isdigit()):
         try:
             namespace, root = os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(b"/proc/%b/root" % pid.encode())
             if namespace == own or (namespace, root) in seen:
                 continue
             seen.add((namespace, root))
-            with open(f"/proc/{pid}/mountinfo", "rb") as f:
-                mounts = parse_mountinfo(f.read())
+            mounts = parse_mountinfo(others.read(b"/proc/%b" % pid.encode()))
         except (OSError, ValueError):
             continue  # the process has ended; the scan reports processes that may not be read
         if root != b"/":
