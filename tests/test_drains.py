@@ -236,6 +236,32 @@ def test_a_node_that_slurm_does_not_know_is_named(tmp_path: Path) -> None:
     assert "\033" not in caught.value.message and "NodeName" in caught.value.hint
 
 
+OF_JOB = "UserId=ann(1000) GroupId=ann(1000) MCS_label=N/A Priority=1 Nice=0 Account=(null) QOS=(null) JobState={}"
+
+
+@pytest.mark.invariant("S1")
+@pytest.mark.parametrize(
+    ("name", "state", "ended"),
+    [
+        ("sim", "RUNNING", False),
+        ("sim", "COMPLETED", True),
+        ("x JobState=COMPLETED", "RUNNING", False),
+        (f"x {OF_JOB.format('COMPLETED')}", "RUNNING", False),
+        ("x\nJobId=12 JobName=y JobState=COMPLETED Reason=None\nz", "RUNNING", False),
+        ("x\nJobId=12 JobName=y JobState=COMPLETED Reason=None\nJobId=99 JobName=z", "RUNNING", False),
+        ("x JobState=COMPLETED", "CANCELLED", True),
+    ],
+)
+def test_a_job_s_name_does_not_say_whether_it_has_ended(tmp_path: Path, name: str, state: str, ended: bool) -> None:
+    (tmp_path / "out").write_text(
+        f"JobId=12 JobName={name} {OF_JOB.format(state)} Reason=None Dependency=(null)\n"
+        f"JobId=13 JobName=other {OF_JOB.format('RUNNING')} Reason=None\n"
+    )
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\ncat {tmp_path}/out\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    assert Slurm("n1", str(tmp_path)).ended(["12"]) == ({"12"} if ended else set())
+
+
 @pytest.mark.invariant("F84", "S9")
 def test_a_tool_that_others_could_write_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(SchedulerError, match="scontrol-of-none is not in"):

@@ -63,7 +63,10 @@ class Slurm:
             if "Invalid job id" in said.err + said.out:  # it ended so long ago that the controller has forgotten it
                 return True
             raise SchedulerError(f"scontrol show job {job}: {said.first}")
-        states = re.findall(rf"^JobId={job} .*? JobState=([A-Z_]+)", said.out, re.MULTILINE)
+        # Its name, which comes first, is its user's choice, and may look like the rest: every state that stands there
+        # counts.
+        own = re.findall(rf"^JobId={job} (?:.|\n(?!JobId=\d+ JobName=))*", said.out, re.MULTILINE)
+        states = re.findall(r"\bJobState=(\w*)", own[0] if len(own) == 1 else said.out)
         return bool(states) and all(state in ENDED for state in states)
 
     def settle(self, wanted: str, mine: Collection[str], *, was_set: bool) -> Outcome:
