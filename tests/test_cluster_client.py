@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -279,3 +281,42 @@ def test_a_wrong_key_of_the_server_is_not_a_server_that_is_not_there(kit: Kit) -
 def test_a_name_that_no_host_has_is_said_to_be_perhaps_that(kit: Kit) -> None:
     with pytest.raises(UnreachableError, match="or no host has this name"):
         connected(kit, ("root1", f"tcp://nowhere.invalid:{free_ports(1)[0]}"), said=[])
+
+
+INTERRUPTED = """
+import signal, sys
+from pact.cluster.client import RootClient
+from pact.errors import PactError
+from pact.net import keys
+
+def at_line(frame, event, arg):  # as if somebody had pressed Ctrl-C here
+    global left
+    left -= 1
+    if left == 0:
+        signal.raise_signal(signal.SIGINT)
+    return at_line
+
+key, place, server, public = keys.load(sys.argv[1]), 0, sys.argv[2], sys.argv[3]
+while True:
+    place += 1
+    left = place
+    signal.alarm(10)
+    try:
+        sys.settrace(at_line)
+        RootClient([(server, public)], key, "olga", timeout_s=0.01)
+    except KeyboardInterrupt:
+        pass
+    except PactError:  # it was over before
+        sys.settrace(None)
+        break
+    sys.settrace(None)
+print(place)
+"""
+
+
+def test_who_interrupts_it_is_never_left_waiting(kit: Kit) -> None:
+    """Also not while a socket is being made: the end of its context would wait for it for ever."""
+    url = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    words = [sys.executable, "-c", INTERRUPTED, kit.secret("olga"), url, kit.public["root1"]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0 and int(done.stdout) > 100, done

@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say_error(exc, "--json" in argv, False)
     except OSError as exc:  # an input file cannot be read
         return _say_error(explained(exc), "--json" in argv, False)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return _run(command, args)
 
 

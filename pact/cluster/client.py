@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -62,6 +63,17 @@ NO_NAME: Final = "nobody listens there, or no host has this name"
 NUMERIC: Final = re.compile(r"tcp://(?:[\d.]+|\[.*\]):\d+\Z")
 HUNG_UP: Final = "whoever listens there hangs up: is --server-key its key?"
 PAUSE_S: Final = (0.5, 2.0)  # between two tries, from the first to the last: others with the same key wait, too
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A person's Ctrl-C waits for the end of this: between the making of a socket, or its closing, and
+    its context's knowing of that it would leave one behind, for which the context's end waits for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Rootless(UnreachableError):
@@ -143,7 +155,8 @@ class RootClient:
             if problems:
                 raise max(problems.values(), key=_telling)
         except BaseException:
-            self._context.destroy(0)
+            with undisturbed():
+                self._context.destroy(0)
             raise
 
     def _wait_for_a_root(self, rootless: Sequence[Server], others: Sequence[Server]) -> Problems:
@@ -190,15 +203,17 @@ class RootClient:
         self._context.term()
 
     def _close(self, linger_ms: int) -> None:
-        self._sock.disable_monitor()
-        self._monitor.close(0)
-        self._sock.close(linger_ms)
+        with undisturbed():
+            self._sock.disable_monitor()
+            self._monitor.close(0)
+            self._sock.close(linger_ms)
 
     def _connect(self, url: str, server_key: str, others: bool, patience_s: float) -> None:
         self.url = url
         self._direct = server_key in self._roots  # this connection itself proves the root's identity
         self._session = secrets.randbits(63)
-        sock = self._sock = self._context.socket(zmq.DEALER)
+        with undisturbed():
+            sock = self._sock = self._context.socket(zmq.DEALER)
         try:
             sock.curve_publickey, sock.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
             sock.curve_serverkey = server_key.encode()
@@ -210,7 +225,8 @@ class RootClient:
             ) from None
         sock.linger, sock.maxmsgsize, sock.ipv6 = 0, FRAME_MAX, True
         sock.reconnect_ivl = 200
-        self._monitor = sock.get_monitor_socket(WATCHED)  # until the end: a key may be removed at any time
+        with undisturbed():
+            self._monitor = sock.get_monitor_socket(WATCHED)  # until the end: a key may be removed at any time
         try:
             sock.connect(url)
         except zmq.ZMQError as exc:
