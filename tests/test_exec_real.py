@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import resource
@@ -68,6 +69,41 @@ def test_long_output_comes_whole_up_to_the_bound_and_is_said_to_be_cut_beyond(ki
     assert len(doc["stdout"]) == 100000 and doc["truncated"] is True and doc["exit"] == 2
     said = kit.run_pact("exec", "--output-max", "100000", "--nodes", "n1", "--", "head -c 3000000 /dev/urandom")
     assert said.returncode == 0 and "n1: output was cut" in said.stderr
+
+
+def test_what_looks_the_same_is_shown_once(kit: Fleet, tmp_path: Path) -> None:
+    """Whatever the last line ends with, as ``clush -b`` does it."""
+    command = f"printf same; mkdir {tmp_path}/first 2>/dev/null || echo"
+    said = kit.run_pact("exec", "--nodes", "n[1-3]", "--", command)
+    assert said.stdout.count("same\n") == 1 and "n[1-3] (3)" in said.stdout, said
+
+
+def test_bytes_that_are_no_text_reach_a_program_whole(kit: Fleet) -> None:
+    doc = json.loads(kit.run_pact("--json", "exec", "--nodes", "n1", "--", r"printf 'a\377b'; printf c >&2").stdout)
+    row = doc["nodes"]["n1"]
+    assert base64.b64decode(row["stdout_base64"]) == b"a\xffb" and row["stdout"] == "a\ufffdb"
+    assert row["stderr"] == "c" and "stderr_base64" not in row
+
+
+def test_a_line_that_is_too_long_is_said_to_be_broken(kit: Fleet) -> None:
+    command = "head -c 300000 /dev/zero | tr '\\0' x; echo; echo y"
+    said = kit.run_pact("exec", "-L", "--nodes", "n[1-2]", "--", command)
+    lines = said.stdout.splitlines()
+    assert sum(line.count("x") for line in lines) == 600000 and lines.count("n1: y") == 1 and len(lines) > 4
+    assert "n[1-2]: lines of more than" in said.stderr
+    assert "lines of more" not in kit.run_pact("exec", "-L", "--nodes", "n[1-2]", "--", "seq 1 50000").stderr
+
+
+def test_input_that_does_not_end_is_said_to_be_waited_for(kit: Fleet) -> None:
+    with kit.pact(
+        "exec", "--nodes", "n1", "--", "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(b"some")
+        process.stdin.flush()
+        assert b"waiting for its end (--no-stdin)" in process.stderr.readline()
+        out, err = process.communicate(b"thing\n", 30)
+    assert process.returncode == 0 and b"\nsomething\n" in out and err == b""
 
 
 @pytest.mark.invariant("S8")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pact.net.ends import End
 
 STDIN_MAX: Final = 1 << 20
+STDIN_SAID_S: Final = 3.0  # a pipe that nobody closes is waited for, and that is said
+READ: Final = 64 << 10
 LIMIT_S: Final = 60.0
 LIMIT_MAX_S: Final = 3000.0  # a question to many nodes stays open for an hour at most
 MORE_S: Final = 10.0  # for answers to come after the nodes' own time limit
@@ -53,6 +55,7 @@ class Output:
     window: int = BULK_CREDIT  # how much it may send ahead
     exit: int | None = None
     truncated: bool = False
+    broken: bool = False  # a line was too long to be shown as one
     why: str = ""
     done: bool = False
 
@@ -188,7 +191,8 @@ class Everywhere:
         if self.live:
             kept += data
             at = kept.rfind(b"\n") + 1
-            at = len(kept) if not at and len(kept) > LINE_MAX else at
+            if not at and len(kept) > LINE_MAX:
+                at, one.broken = len(kept), True
             if at:
                 self._lines(one.node, kind, bytes(kept[:at]))
                 del kept[:at]
@@ -277,12 +281,19 @@ def _stdin() -> bytes:
     try:
         if os.isatty(0):
             return b""
-        data = sys.stdin.buffer.read(STDIN_MAX + 1)
+        data, said = bytearray(), False
+        while len(data) <= STDIN_MAX:
+            if not said and not select.select((0,), (), (), STDIN_SAID_S)[0]:
+                print("pact: standard input goes to every node: waiting for its end (--no-stdin)", file=sys.stderr)
+                said = True
+            if not (piece := os.read(0, READ)):
+                break
+            data += piece
     except OSError:
         return b""
     if len(data) > STDIN_MAX:
         raise UsageError(f"standard input has more than {STDIN_MAX} bytes", "copy it to the nodes in another way")
-    return data
+    return bytes(data)
 
 
 def _bytes(result: Mapping[str, Any], key: str) -> bytes:
@@ -314,8 +325,8 @@ def _as_json(all_: Everywhere) -> None:
     nodes = {
         one.node: {
             "exit": one.exit,
-            "stdout": one.out[b"O"].decode("utf-8", "replace"),
-            "stderr": one.out[b"E"].decode("utf-8", "replace"),
+            **_text("stdout", one.out[b"O"]),
+            **_text("stderr", one.out[b"E"]),
             "truncated": one.truncated,
         }
         for one in all_.nodes.values()
@@ -324,15 +335,23 @@ def _as_json(all_: Everywhere) -> None:
     emit({"v": 1, "nodes": nodes, "failed": _failures(all_)})
 
 
+def _text(key: str, data: bytearray) -> dict[str, str]:
+    """As text; what is none also as its bytes."""
+    try:
+        return {key: data.decode()}
+    except UnicodeDecodeError:
+        return {key: data.decode("utf-8", "replace"), f"{key}_base64": base64.b64encode(data).decode()}
+
+
 def _as_text(all_: Everywhere) -> None:
     ran = [one for one in all_.nodes.values() if one.done]
     if not all_.live:
         for kind, to in ((b"O", sys.stdout), (b"E", sys.stderr)):
-            for data, names in _grouped((bytes(one.out[kind]), one.node) for one in ran):
+            for data, names in _grouped((_whole_lines(one.out[kind]), one.node) for one in ran):
                 if data:
                     count = f" ({len(names)})" if len(names) > 1 else ""
                     _write(to, f"{RULE}\n{clean(fold(names))}{count}\n{RULE}\n".encode())
-                    _write(to, data if data.endswith(b"\n") else data + b"\n")
+                    _write(to, data)
     sys.stdout.flush()
     for code, names in _grouped((one.exit, one.node) for one in ran):
         if code:
@@ -340,7 +359,15 @@ def _as_text(all_: Everywhere) -> None:
     cut = [one.node for one in ran if one.truncated]
     if cut:
         print(f"pact: {clean(fold(cut))}: output was cut: see --output-max", file=sys.stderr)
+    broken = [one.node for one in all_.nodes.values() if one.broken]
+    if broken:
+        print(f"pact: {clean(fold(broken))}: lines of more than {LINE_MAX} bytes were broken", file=sys.stderr)
     say_failed(_failures(all_))
+
+
+def _whole_lines(data: bytearray) -> bytes:
+    """Outputs that differ in their last line's end alone look the same, and are shown once."""
+    return bytes(data) if data.endswith(b"\n") or not data else bytes(data) + b"\n"
 
 
 def _grouped(rows: Iterable[tuple[Any, str]]) -> list[tuple[Any, list[str]]]:
