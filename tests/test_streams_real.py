@@ -96,6 +96,18 @@ def test_an_unknown_node_and_a_node_that_is_away(kit: Fleet) -> None:
     assert said.returncode == 5 and "here" in said.stdout and "n9: not connected" in said.stderr
 
 
+@pytest.mark.parametrize("words", [(), ("--attach", "s1")])
+def test_what_is_for_one_node_reaches_no_other(kit: Fleet, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A name that is empty is not this machine's, and of several nodes none is asked."""
+    command = () if words else ("--", f"touch {tmp_path}/ran")
+    for name, why in (("", "is empty"), (" ", "is empty"), ("n[1-2]", "names 2"), ("n1,n3", "names 2")):
+        said = kit.run_pact("shell", *words, name, *command)
+        assert said.returncode == 2 and why in said.stderr, said
+    assert not (tmp_path / "ran").exists()
+    if command:
+        assert kit.run_pact("shell", "n[1-1]", *command).returncode == 0 and (tmp_path / "ran").exists()
+
+
 def test_a_client_that_dies_leaves_the_session_which_can_be_come_back_to(
     kit: Fleet, at: Callable[..., OnTerminal]
 ) -> None:

@@ -32,7 +32,10 @@ class There:
     """Sessions on one node of the cluster, over one connection."""
 
     def __init__(self, args: argparse.Namespace, node: str) -> None:
-        self._args, self.node = args, node
+        """Raises UsageError for what is not one node."""
+        from pact.cluster import nodesets
+
+        self._args, self.node = args, nodesets.one(node)
 
     def ask(self, op: str, fields: dict[str, Any]) -> Answer:
         """One question, on a connection of its own: that of the session may be gone."""

@@ -41,6 +41,14 @@ def resolved(text: str) -> str:
     return fold(parse(text)) if _GROUPS.search(text) else text
 
 
+def one(text: str) -> str:
+    """The only node of a set. What is meant for one node must not reach several. Waits; raises UsageError."""
+    names = list(_expand(resolved(text)))
+    if len(names) != 1:
+        raise UsageError(f"{text[:200]!r} is not one node: it names {len(names)}", "pact exec --nodes asks many")
+    return names[0]
+
+
 class NodeSets:
     """``expand`` and ``fold`` for the root."""
 

@@ -53,6 +53,8 @@ def _parts(words: list[str]) -> tuple[str, list[str]]:
         raise UsageError("shell takes one node; options come before it, and a command after --")
     if at < len(words) and not command:
         raise UsageError("no command stands after --")
+    if before and not before[0].strip():  # a variable that is not set must not mean this machine
+        raise UsageError("the node's name is empty", "for a session on this machine leave it out")
     return (before[0] if before else ""), command
 
 
