@@ -31,7 +31,7 @@ ON_TERMINAL = {
 class Shell:
     """An interactive shell at a terminal, with the snippet."""
 
-    def __init__(self, name: str, home: Path, state: Path, before: list[str] | None = None) -> None:
+    def __init__(self, name: str, home: Path, state: Path, before: list[str] | None = None, first: str = "", **env: str) -> None:
         self.master, slave = pty.openpty()
         self.text = ""
         self.process = subprocess.Popen(
@@ -47,11 +47,12 @@ class Shell:
                 "TERM": "xterm",
                 "PACT_PROMPT": str(state),
                 "LC_ALL": "C.UTF-8",
+                **env,
             },
         )
         os.close(slave)
         self.read(1.0)
-        self.type(ON_TERMINAL[name].format(snippet=PROMPTS / f"pact.{name}"))
+        self.type((first or ON_TERMINAL[name]).format(snippet=PROMPTS / f"pact.{name}"))
         self.read(1.0)
 
     def read(self, seconds: float) -> str:
@@ -125,6 +126,64 @@ def test_a_prompt_shows_the_changes_and_counts_the_time_down(name: str, tmp_path
         state.unlink()
         shown = shell.prompt()
         assert "pact" not in plain(shown) and "such file" not in shown, shown
+    finally:
+        shell.close()
+
+
+ODD = {
+    "inside another": ("bash zsh", "source {snippet}\r"),
+    "twice": ("bash zsh", "PS1='> '; source {snippet}; source {snippet}\r"),
+    "nothing may be unset": ("bash zsh", "set -u; PS1='> '; source {snippet}\r"),
+    "errors end it": ("bash", "set -e; PS1='> '; source {snippet}\r"),
+    "other separators": ("bash zsh", "IFS=:; PS1='> '; source {snippet}\r"),
+    "options of another shell": ("zsh", "PS1='> '; source {snippet}; setopt ksh_arrays sh_glob no_glob ksh_glob\r"),
+}
+
+
+@pytest.mark.parametrize(("name", "how"), [(n, how) for how, (names, _) in ODD.items() for n in names.split()])
+def test_a_prompt_is_shown_once_whatever_the_shell_is_like(name: str, how: str, tmp_path: Path) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    state = tmp_path / "state"
+    state.write_text(f"drifted 0.07 c7 {int(time.time()) + 750}\n")
+    handed_on = {"PS1": "${PACT_PS1-}> "} if how == "inside another" else {}
+    shell = Shell(name, tmp_path, state, first=ODD[how][1], **handed_on)
+    try:
+        shown = plain(shell.prompt())
+        assert "[pact c7 12m] " in shown and "[pact c7 12m] [pact" not in shown, shown
+        assert "PACT_PS1" not in shown.replace("source", ""), shown
+    finally:
+        shell.close()
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh"])
+def test_a_prompt_that_may_not_be_changed_stays(name: str, tmp_path: Path) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    fixed = "PS1='> '; readonly PS1" + ("; readonly PROMPT_COMMAND=true" if name == "bash" else "")
+    shell = Shell(name, tmp_path, tmp_path / "state", first=fixed + "; source {snippet}\r")
+    try:
+        shell.prompt()
+        assert "read" not in plain(shell.text).replace("readonly PS1", "").replace("readonly PROMPT", ""), shell.text
+    finally:
+        shell.close()
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_prompt_leaves_the_exit_code_to_the_person_s_own(name: str, tmp_path: Path) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    state = tmp_path / "state"
+    state.write_text(f"drifted 0.07 c7 {int(time.time()) + 750}\n")
+    own = {
+        "bash": "PROMPT_COMMAND='code=$?'; PS1='<$code> '; source {snippet}\r",
+        "zsh": "PS1='<%?> '; source {snippet}\r",
+        "fish": "function fish_prompt; echo \"<$status> \"; end; source {snippet}\r",
+    }
+    shell = Shell(name, tmp_path, state, first=own[name])
+    try:
+        shell.type("sh -c 'exit 7'\r")
+        assert "<7> " in plain(shell.read(2.0)), shell.text
     finally:
         shell.close()
 

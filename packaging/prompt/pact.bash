@@ -5,7 +5,7 @@
 __pact_prompt() {
   local state magnitude changes ends now left text color=''
   PACT_PS1=''
-  { read -r state magnitude changes ends < "${PACT_PROMPT:-/run/pact/state}"; } 2>/dev/null || return 0
+  { IFS=' ' read -r state magnitude changes ends < "${PACT_PROMPT:-/run/pact/state}"; } 2>/dev/null || return 0
   [[ $ends =~ ^[0-9]+$ && $changes =~ ^[a-z0-9.,-]+$ && $state =~ ^[a-z_]+$ ]] || return 0
   [[ $changes == - && $state != emergency && $state != blocked && $state != failed ]] && return 0
   text=$state
@@ -26,9 +26,14 @@ __pact_prompt() {
   else PACT_PS1="[pact $text] "; fi
 }
 
-if [[ $- == *i* && ${PROMPT_COMMAND[*]-} != *__pact_prompt* ]]; then
+if [[ $- == *i* ]]; then
   # After whatever stands there: it may want the exit code, which this leaves as it was.
   __pact_prompt_before() { local code=$?; __pact_prompt; return $code; }
-  PROMPT_COMMAND="__pact_prompt_before${PROMPT_COMMAND:+; $PROMPT_COMMAND}"
-  PS1='${PACT_PS1-}'"$PS1"
+  # A shell in this one may have got one of both from it, and may not be allowed to change them.
+  if [[ ${PROMPT_COMMAND[*]-} != *__pact_prompt* && ! ( ${PROMPT_COMMAND+x} && ${PROMPT_COMMAND@a} == *r* ) ]]; then
+    PROMPT_COMMAND="__pact_prompt_before${PROMPT_COMMAND:+; $PROMPT_COMMAND}"
+  fi
+  if [[ ${PS1-} != *PACT_PS1* && ! ( ${PS1+x} && ${PS1@a} == *r* ) ]]; then
+    PS1='${PACT_PS1-}'"${PS1-}"
+  fi
 fi

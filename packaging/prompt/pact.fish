@@ -42,8 +42,13 @@ if status is-interactive; and not functions -q __pact_prompt_before
     functions -q fish_prompt; and functions -c fish_prompt __pact_prompt_before; or function __pact_prompt_before
         printf '> '
     end
+    function __pact_status
+        return $argv[1]
+    end
     function fish_prompt
+        set -l code $status
         __pact_prompt
+        __pact_status $code # the prompt may show it
         __pact_prompt_before
     end
 end

@@ -5,10 +5,11 @@
 zmodload zsh/datetime 2>/dev/null
 
 __pact_prompt() {
+  emulate -L zsh
   local state magnitude changes ends left text
-  PACT_PS1=''
+  typeset -g PACT_PS1=''
   [[ -r ${PACT_PROMPT:-/run/pact/state} ]] || return 0
-  read -r state magnitude changes ends < "${PACT_PROMPT:-/run/pact/state}" 2>/dev/null || return 0
+  IFS=' ' read -r state magnitude changes ends < "${PACT_PROMPT:-/run/pact/state}" 2>/dev/null || return 0
   [[ $ends == <-> && $changes != *[^a-z0-9.,-]* && $state != *[^a-z_]* ]] || return 0
   [[ $changes == - && $state != emergency && $state != blocked && $state != failed ]] && return 0
   text=$state
@@ -27,8 +28,11 @@ __pact_prompt() {
   fi
 }
 
-if [[ -o interactive && $PS1 != *PACT_PS1* ]]; then
+if [[ -o interactive ]]; then
   setopt prompt_subst
   autoload -Uz add-zsh-hook && add-zsh-hook precmd __pact_prompt
-  PS1='${PACT_PS1}'"$PS1"
+  # A shell in this one may have got it from this one, and may not be allowed to change it.
+  if [[ $PS1 != *PACT_PS1* && ${(t)PS1} != *readonly* ]]; then
+    PS1='${PACT_PS1-}'"$PS1"
+  fi
 fi
