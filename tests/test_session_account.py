@@ -49,10 +49,17 @@ def test_the_environment_is_clean() -> None:
     assert "TERM" not in account.environment(ANN, "/bin/sh", "", {})
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a b", "ann\n", "\x1b]0;x\x07", "a" * 100, "-ann", "no-such-person-here"])
+@pytest.mark.parametrize("name", ["", "../x", " a", "ann\n", "\x1b]0;x\x07", "a" * 257, "-ann", "no-such-person-here"])
 def test_what_is_no_account_is_refused(name: str) -> None:
     with pytest.raises(account.Refused):
         account.looked_up(name)
+
+
+def test_names_of_other_directories_are_names() -> None:
+    for name in ("AD\\ann", "AD\\ann smith", "ann@ad.example.org", "José", "n" * 32, "node$", "1001"):
+        assert account.is_name(name), name
+    for name in ("", "a/b", "a:b", "a,b", "-a", "a\tb", "a\0", "\udcff", "a\u202eb", "ann "):
+        assert not account.is_name(name), name
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ TEXT_MAX: Final = 1024
 BROUGHT: Final = re.compile(r"(?:LANG|LC_[A-Z]{1,20}|TZ)\Z")
 VALUE: Final = re.compile(r"[A-Za-z0-9_.,:@/+-]{1,100}\Z")
 TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}\Z")
-NAME: Final = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@$-]{0,63}\Z")
+NAME_MAX: Final = 256
+NAME_NEVER: Final = frozenset("/:,")
 
 PAM_SUCCESS: Final = 0
 PAM_NEW_AUTHTOK_REQD: Final = 12
@@ -43,9 +44,16 @@ class Refused(Exception):
     """This account gets no session; the text says why."""
 
 
+def is_name(name: str) -> bool:
+    r"""Whether an account may be called so: also ``DOMAIN\ann`` and what is not ASCII, as directories have it."""
+    if not 0 < len(name) <= NAME_MAX or name != name.strip() or name.startswith("-"):
+        return False
+    return name.isprintable() and NAME_NEVER.isdisjoint(name)
+
+
 def looked_up(name: str) -> pwd.struct_passwd:
     """The account. Raises Refused."""
-    if not NAME.match(name):
+    if not is_name(name):
         raise Refused("this is no name of an account")
     try:
         return pwd.getpwnam(name)
