@@ -31,7 +31,9 @@ ON_TERMINAL = {
 class Shell:
     """An interactive shell at a terminal, with the snippet."""
 
-    def __init__(self, name: str, home: Path, state: Path, before: list[str] | None = None, first: str = "", **env: str) -> None:
+    def __init__(
+        self, name: str, home: Path, state: Path, before: list[str] | None = None, first: str = "", **env: str
+    ) -> None:
         self.master, slave = pty.openpty()
         self.text = ""
         self.process = subprocess.Popen(
@@ -178,7 +180,7 @@ def test_a_prompt_leaves_the_exit_code_to_the_person_s_own(name: str, tmp_path: 
     own = {
         "bash": "PROMPT_COMMAND='code=$?'; PS1='<$code> '; source {snippet}\r",
         "zsh": "PS1='<%?> '; source {snippet}\r",
-        "fish": "function fish_prompt; echo \"<$status> \"; end; source {snippet}\r",
+        "fish": 'function fish_prompt; echo "<$status> "; end; source {snippet}\r',
     }
     shell = Shell(name, tmp_path, state, first=own[name])
     try:
