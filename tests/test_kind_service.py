@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,32 @@ def test_a_pid_file_that_is_none_is_not_opened(tmp_path: Path) -> None:
             thread.join(10)
             assert looked, f"it waits at {link or 'a FIFO'}"
             assert isinstance(looked[0], Unreadable | dict), looked
+
+
+@pytest.mark.root
+@pytest.mark.invariant("F81")
+def test_another_program_of_its_name_in_a_user_s_mount_namespace_is_not_the_daemon(tmp_path: Path) -> None:
+    """A user binds a program of his own over it there, and would hide that the daemon has died, or not end."""
+    daemon, other, pidfile = tmp_path / "munged", tmp_path / "other", tmp_path / "pid"
+    for path in (daemon, other):
+        shutil.copy("/usr/bin/sleep", path)
+    binds = f"mount --bind {other} {daemon} && exec {daemon} 60"
+    for wrap, runs in (
+        (["unshare", "-Urm", "sh", "-c", binds], False),
+        (["unshare", "-m", "sh", "-c", f"exec {daemon} 60"], True),
+        ([str(daemon), "60"], True),
+    ):
+        process = subprocess.Popen(wrap)
+        try:
+            end = time.monotonic() + 10
+            while os.path.realpath(f"/proc/{process.pid}/exe") != str(daemon) and time.monotonic() < end:
+                time.sleep(0.01)
+            pidfile.write_text(f"{process.pid}\n")
+            for definition in ({"executable": str(daemon)}, {"executable": str(daemon), "pidfile": str(pidfile)}):
+                assert daemons.look(definition).running == runs, (wrap, definition)
+        finally:
+            process.kill()
+            process.wait(10)
 
 
 @pytest.mark.invariant("F81")

@@ -226,15 +226,29 @@ def _by_file(path: str, program: str) -> frozenset[int]:
     pid = int(text) if text.strip().isdigit() else 0
     if pid <= 1 or pid == os.getpid() or not _lives(pid):
         return frozenset()
-    return frozenset({pid}) if not program or _program(pid) == program else frozenset()
+    return frozenset({pid}) if not program or _runs(pid, program) else frozenset()
 
 
 def _by_program(path: str) -> frozenset[int]:
     """The processes that run a program. A script's program is its interpreter: it needs a pid file. What runs in a
     container has its own files, of the same names: it is not meant, and would be told to end."""
     own = os.getpid()
-    found = (p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if p != own and _program(p) == path)
+    found = (p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if p != own and _runs(p, path))
     return frozenset(pid for pid in list(found)[:PIDS_MAX] if _lives(pid) and not _in_container(pid))
+
+
+def _runs(pid: int, path: str) -> bool:
+    """Whether it runs this program. In a user namespace of its own, where any user mounts another program over it,
+    another file of that name does not count."""
+    if _program(pid) != path:
+        return False
+    try:
+        if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+            return True
+        there, here = os.stat(f"/proc/{pid}/exe"), os.stat(path)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def _program(pid: int) -> str:
