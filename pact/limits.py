@@ -59,6 +59,7 @@ REFUSALS_AT_ONCE: Final = 100  # of all people on a node who are not administrat
 DENIED_EACH_MAX: Final = 60  # refusals of one account at once; then it is served once a second
 ROOT_DENIED_PER_MINUTE: Final = 60  # refusals of one person in the root's log
 MOVING_PER_S: Final = 5  # of all resources in constant motion on a node: below the root's share, which others need too
+MOVING_BYTES: Final = 8 << 10  # what is longer counts as several
 MOVING_S: Final = 600.0  # but the last state of each at the latest after this pause
 SHARE_EVENTS: Final = 20_000  # of one node at once in the root's log; then ``[journal] share`` a second
 SHARE_BYTES: Final = 64 << 20

@@ -9,7 +9,7 @@ import pytest
 from pact._fast import FileTable
 from pact.agent.followers import Followers
 from pact.agent.watching import Watching
-from pact.limits import MOVING_PER_S, MOVING_S
+from pact.limits import MOVING_BYTES, MOVING_PER_S, MOVING_S
 from pact.model import NS_PER_S
 
 
@@ -17,7 +17,7 @@ from pact.model import NS_PER_S
 def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None:
     watching = Watching.__new__(Watching)  # without its observers: nothing is looked at here
     watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
-    watching._moving, watching._moving_ns = set(), 0
+    watching._moving, watching._moving_ns, watching._weight = {}, 0, 0
     watching.followers = Followers(FileTable(), watching.touch)
     now_ns, taken = 10**12, list[int]()
 
@@ -48,7 +48,7 @@ def test_many_files_in_motion_are_recorded_no_more_often_than_few() -> None:
     first, and then for ever six times as many as the root takes from a node."""
     watching = Watching.__new__(Watching)
     watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
-    watching._moving, watching._moving_ns, watching._acting = set(), 0, {}
+    watching._moving, watching._moving_ns, watching._weight, watching._acting = {}, 0, 0, {}
     watching.followers = Followers(FileTable(), watching.touch)
     names, now_ns, records = [f"file:/home/u/{i}" for i in range(2000)], 10**12, 0
 
@@ -71,3 +71,20 @@ def test_many_files_in_motion_are_recorded_no_more_often_than_few() -> None:
     assert len(watching._delayed) == len(names), "the last state of each is seen in time"
     now_ns += int(MOVING_S * NS_PER_S)
     assert {r for _ in range(10) for r, _ in watching.take(now_ns)} == set(names)
+
+
+@pytest.mark.invariant("S3")
+def test_what_is_long_counts_as_several() -> None:
+    """A file may have 64 KiB of attributes: a hundred of these in motion were tens of gigabytes a day."""
+    watching = Watching.__new__(Watching)
+    watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
+    watching._moving, watching._moving_ns, watching._weight, watching._acting = {}, 0, 0, {}
+    watching.followers = Followers(FileTable(), watching.touch)
+    names, now_ns = [f"file:/home/u/{i}" for i in range(100)], 10**12
+    for _ in range(3):
+        watching.recorded(names, now_ns, 21 * MOVING_BYTES)
+        now_ns += NS_PER_S
+    pauses = [pause for _, pause in watching._paced.values()]
+    assert max(pauses) == 22 * len(names) * NS_PER_S // MOVING_PER_S
+    watching.recorded(names, now_ns + 10**15)
+    assert (watching._moving, watching._weight) == ({}, 0), "calm is forgotten"

@@ -62,7 +62,7 @@ from pact.host.notify import Notifier, log
 from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
 from pact.journal.verifying import Verification
-from pact.model import NS_PER_S, Unreadable
+from pact.model import NS_PER_S, Attrs, Unreadable
 from pact.resources import KINDS
 from pact.resources.rules import teach
 from pact.resources.support.loose import LOOSE
@@ -295,7 +295,7 @@ class Driver:
             elif isinstance(said, payloads.Tracked):
                 self.watching.tracking.follow(self.node.state.tracked)
             elif isinstance(said, payloads.DriftDetected):
-                self.watching.recorded([said.resource], self.clock.now_ns())
+                self.watching.recorded([said.resource], self.clock.now_ns(), _length(said.actual))
             say(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
             self._snapshot()
@@ -512,3 +512,9 @@ class Driver:
                 return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
 
         return guarded
+
+
+def _length(attrs: Attrs | None) -> int:
+    """About how long the attributes are in a record."""
+    values = [v for each in (attrs or {}).values() for v in (each.values() if isinstance(each, dict) else (each,))]
+    return sum(len(v) for v in values if isinstance(v, str))

@@ -24,7 +24,7 @@ from pact.core.node.events import Sighting
 from pact.core.node.writers import together
 from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
-from pact.limits import MOVING_PER_S, MOVING_S
+from pact.limits import MOVING_BYTES, MOVING_PER_S, MOVING_S
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
@@ -83,7 +83,8 @@ class Watching:
         self.points_moved = False  # since they were saved
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
         self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
-        self._moving: set[str] = set()  # those that were recorded again soon
+        self._moving: dict[str, int] = {}  # those that were recorded again soon: for how many records each counts
+        self._weight = 0  # of all these
         self._moving_ns = 0  # when it is looked through again
         self._cache = os.path.join(config.state_dir, CACHE_NAME)
         self._key_of: dict[str, int] = {}
@@ -340,24 +341,28 @@ class Watching:
 
     # -- what is due --------------------------------------------------------------------------------------------
 
-    def recorded(self, resources: Iterable[str], now_ns: int) -> None:
+    def recorded(self, resources: Iterable[str], now_ns: int, size: int = 0) -> None:
         """Their drift was just journaled: observe them again only after a pause, which is longer for those that keep
-        moving."""
+        moving. ``size``: of what was recorded of each; what is long counts as several."""
+        weight = 1 + size // MOVING_BYTES
         for resource in resources:
             self.look_anew(resource)
             last_ns, pause_ns = self._paced.get(resource, (0, 0))
             soon = pause_ns and now_ns - last_ns < 4 * pause_ns
             # S3: of all together
-            all_ns = min(len(self._moving) * NS_PER_S // MOVING_PER_S, int(MOVING_S * NS_PER_S))
+            all_ns = min(self._weight * NS_PER_S // MOVING_PER_S, int(MOVING_S * NS_PER_S))
             pause_ns = max(min(2 * pause_ns, AGAIN_MAX_NS), all_ns) if soon else AGAIN_NS
             self._paced[resource] = (now_ns, pause_ns)
-            (self._moving.add if soon else self._moving.discard)(resource)
+            self._weight += (weight if soon else 0) - self._moving.pop(resource, 0)
+            if soon:
+                self._moving[resource] = weight
         if now_ns >= self._moving_ns:
             self._moving_ns = now_ns + NS_PER_S
-            self._moving = {r for r in self._moving if now_ns - self._paced[r][0] < 4 * self._paced[r][1]}
-        if len(self._paced) > PACED_MAX:
-            self._paced = {r: (t, p) for r, (t, p) in self._paced.items() if now_ns - t < 4 * p}
-            self._moving &= self._paced.keys()
+            if len(self._paced) > PACED_MAX:
+                self._paced = {r: (t, p) for r, (t, p) in self._paced.items() if now_ns - t < 4 * p}
+            paced = {r: self._paced.get(r, (0, 0)) for r in self._moving}
+            self._moving = {r: w for r, w in self._moving.items() if now_ns - paced[r][0] < 4 * paced[r][1]}
+            self._weight = sum(self._moving.values())
 
     def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
         """At most a batch of resources to observe now, with the last identified writer."""
