@@ -59,6 +59,11 @@ class Output:
     why: str = ""
     done: bool = False
 
+    @property
+    def code(self) -> int:
+        """What it counts for. A command that was ended may say 0 of itself, and has not done what it should."""
+        return EXIT_UNREACHABLE if self.exit is None or self.why else self.exit
+
     def finish(self, said: Mapping[str, Any]) -> None:
         code, name, why = said.get("exit"), said.get("signal"), said.get("why")
         self.done = True
@@ -268,8 +273,7 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     if lost is not None:
         raise lost
     ran = [one for one in all_.nodes.values() if one.done]
-    codes = [*all_.codes, *(EXIT_FAILED if one.exit is None else one.exit for one in ran)]
-    return gravest(codes)
+    return gravest([*all_.codes, *(one.code for one in ran)])
 
 
 def _interrupt(number: int, frame: object) -> None:
