@@ -342,7 +342,7 @@ class Sessions:
 
     def attach(self, client: Client, request: ops.ShellAttach) -> None:
         """Answer with a descriptor of the session's socket. Raises PactError."""
-        known = self._own(request.session, client.caller, "to attach to the session")
+        known = self.returned_to(request.session, client.caller)
         by = f"{client.caller.actor.user} on {where_sits(client)}"
         size = {"rows": request.rows, "cols": request.cols} if request.rows > 0 < request.cols else {}
         with self.connect(known, {"by": by, "redraw": True, **size}) as sock:
@@ -350,6 +350,13 @@ class Sessions:
             client.hand(
                 {"ok": True, "exit": 0, "message": "", "hint": "", "result": {**answer, "owner": known.owner.key}}, sock
             )
+
+    def returned_to(self, name: str, caller: Caller) -> Known:
+        """A session of the caller's, who may have one now: the role, or whom ``root`` names, may be others since.
+        Raises UsageError, DeniedError."""
+        known = self._own(name, caller, "to attach to the session")
+        self._require(caller, "root" if known.state["uid"] == 0 else "")
+        return known
 
     def connect(self, known: Known, wish: Mapping[str, Any]) -> socket.socket:
         """A connection to a session, on which ``wish`` was said. Raises UnreachableError."""

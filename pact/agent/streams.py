@@ -364,8 +364,7 @@ class Streams:
     def attach(self, client: Remote, request: ops.ShellAttach) -> None:
         """Take a session over. Raises PactError."""
         self.require_new(client.key[1])
-        known = self.sessions._own(request.session, client.caller, "to attach to the session")
-        self.sessions._require(client.caller, known.state["account"])  # the role may be another by now
+        known = self.sessions.returned_to(request.session, client.caller)
         size = {"rows": request.rows, "cols": request.cols} if request.rows > 0 < request.cols else {}
         more = {"account": known.state["account"], "terminal": known.state["terminal"]}
         self._answer(client, known.id, request.stream, more, {"redraw": True, **size})
