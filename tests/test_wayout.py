@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -40,12 +40,13 @@ class Agent:
         self.changes = changes
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refuses = False
+        self.entry: Callable[[], dict[str, Any]] = lambda: ENTRY
 
     def ask(self, op: str, fields: dict[str, Any]) -> Answer:
         self.asked.append((op, fields))
         result: dict[str, Any] = {
-            "status": {"node": "n\x1b[1m1", "changes": self.changes},
-            "diff": {"resources": [ENTRY]},
+            "status": {"node": "n\x1b[1m1", "changes": list(self.changes)},
+            "diff": {"resources": [self.entry()] if op == "diff" else []},
             "commit": {"committed": []},
             "extend": {"extended": [{"change": "c7", "deadline": None}]},
             "rollback": {"rolled_back": []},
@@ -100,6 +101,32 @@ def test_each_answer_is_carried_out(says: list[str], words: list[str], op: str) 
     done = [(o, f) for o, f in agent.asked if o not in ("status", "diff")]
     assert [o for o, _ in done] == ([op] if op else [])
     assert all(f["targets"] == ["c7"] for _, f in done)
+
+
+@pytest.mark.parametrize("word", ["c", "e", "r"])
+def test_what_has_changed_while_the_question_stood_is_shown_first(
+    says: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is decided that was not seen: neither another value of it, nor another change, nor what is over."""
+    agent = Agent([change("c7")])
+    seen = iter([ENTRY, {**ENTRY, "id": "sysctl:vm.swappiness"}])
+    agent.entry = lambda: next(seen, {**ENTRY, "id": "sysctl:vm.swappiness"})
+    says += [word, "5m"] if word != "r" else [word]
+    wayout.ask(agent, OWNER)
+    shown = capsys.readouterr().out
+    assert "changed meanwhile, and is now\n sysctl:vm.swappiness" in shown and "c7 left" in shown
+    assert {op for op, _ in agent.asked} == {"status", "diff"}
+    says += [word, "5m"] if word != "r" else [word]
+    agent = Agent([change("c7")])
+
+    def over() -> dict[str, Any]:
+        agent.changes.clear()
+        return ENTRY
+
+    agent.entry = over
+    wayout.ask(agent, OWNER)
+    shown = capsys.readouterr().out
+    assert shown.endswith("and nothing of this session is open\n") and {op for op, _ in agent.asked} == {"status", "diff"}
 
 
 def test_without_anything_open_nothing_is_asked(says: list[str], capsys: pytest.CaptureFixture[str]) -> None:

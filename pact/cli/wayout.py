@@ -46,29 +46,57 @@ def ask(agent: Asks, owner: str) -> None:
         _ask(agent, owner)
 
 
+class _Open:
+    """What is open of the session's owner, as it was shown."""
+
+    def __init__(self, agent: Asks, owner: str) -> None:
+        """Asks the node. Raises PactError."""
+        self._agent, self._owner = agent, owner
+        self.doc = agent.ask("status", {}).accepted().result
+        self.changes = mine(self.doc["changes"], owner)
+        self.ids = [c["id"] for c in self.changes]
+        asked = {"targets": self.ids}
+        self.entries = agent.ask("diff", asked).accepted().result["resources"] if self.ids else []
+
+    def show(self) -> None:
+        lines = stat.lines(self.entries)
+        for line in [*lines[:-1][:SHOWN_MAX], *(["  ..."] if len(lines) > SHOWN_MAX + 1 else []), *lines[-1:]]:
+            say(line)
+        say(_left(self.changes))
+
+    def said(self) -> Any:
+        """What a decision is about."""
+        return self.ids, [[e.get(key) for key in ("id", "declared", "actual", "diff")] for e in self.entries]
+
+    def moved(self) -> bool:
+        """Whether it is something else by now: then that is shown, and nothing is to be done. Raises PactError."""
+        fresh = _Open(self._agent, self._owner)
+        if fresh.said() == self.said():
+            return False
+        self.doc, self.changes, self.ids, self.entries = fresh.doc, fresh.changes, fresh.ids, fresh.entries
+        print("nothing was done: it has changed meanwhile" + (", and is now" if self.ids else ", and nothing of this session is open"))
+        if self.ids:
+            self.show()
+        return True
+
+
 def _ask(agent: Asks, owner: str) -> None:
-    doc = agent.ask("status", {}).accepted().result
-    changes = mine(doc["changes"], owner)
-    if not changes:
-        return
-    ids = [c["id"] for c in changes]
-    entries = agent.ask("diff", {"targets": ids}).accepted().result["resources"]
-    print(f"you changed on {clean(doc['node'])}, and it is open:")
-    lines = stat.lines(entries)
-    for line in [*lines[:-1][:SHOWN_MAX], *(["  ..."] if len(lines) > SHOWN_MAX + 1 else []), *lines[-1:]]:
-        say(line)
-    say(_left(changes))
-    while True:
+    found = _Open(agent, owner)
+    if found.ids:
+        print(f"you changed on {clean(found.doc['node'])}, and it is open:")
+        found.show()
+    while found.ids:
         word = _answer(QUESTION)
         chosen = WORDS.get(word) if word in WORDS else _begun(word)
         if chosen is None:
             print("commit, extend, roll back or leave: the first letter is enough")
             continue
         if not chosen:
+            ids = found.ids
             print(f"{', '.join(map(clean, ids))} left to {'their windows' if len(ids) > 1 else 'its window'}")
             return
         try:
-            if _done(agent, chosen, ids):
+            if _done(agent, chosen, found):
                 return
         except PactError as exc:
             print(f"pact: {clean(exc.message)}" + (f"\n      {clean(exc.hint)}" if exc.hint else ""))
@@ -97,8 +125,8 @@ def _left(changes: list[Any]) -> str:
     return "; ".join(waiting) or "no clock runs for it"
 
 
-def _done(agent: Asks, chosen: str, ids: list[str]) -> bool:
-    """Carry it out; False if the person has changed the mind. Raises PactError."""
+def _done(agent: Asks, chosen: str, found: _Open) -> bool:
+    """Carry it out; False if the person has changed the mind, or somebody what it is about. Raises PactError."""
     from pact.cli import outcome
     from pact.cli.render import View, put
 
@@ -112,7 +140,9 @@ def _done(agent: Asks, chosen: str, ids: list[str]) -> bool:
         if not message:
             print("a commit needs a reason")
             return False
-        answer = agent.ask("commit", {"targets": ids, "message": message}).accepted()
+        if found.moved():
+            return False
+        answer = agent.ask("commit", {"targets": found.ids, "message": message}).accepted()
         for done in answer.result.get("committed", ()):
             put(outcome.committed(done, view))
     elif chosen == "extend":
@@ -122,11 +152,15 @@ def _done(agent: Asks, chosen: str, ids: list[str]) -> bool:
         except ValueError as exc:
             print(exc)
             return False
-        answer = agent.ask("extend", {"targets": ids, "by_ns": by_ns}).accepted()
+        if found.moved():
+            return False
+        answer = agent.ask("extend", {"targets": found.ids, "by_ns": by_ns}).accepted()
         for done in answer.result.get("extended", ()):
             say(f"{clean(done['change'])} has more time{view.until(done['deadline'])}")
     else:
-        answer = agent.ask("rollback", {"targets": ids}).accepted()
+        if found.moved():
+            return False
+        answer = agent.ask("rollback", {"targets": found.ids}).accepted()
         for done in answer.result.get("rolled_back", ()):
             put(outcome.rolled_back(done, view))
     if not answer.ok:

@@ -1,4 +1,4 @@
-"""Who comes back to a session of ``pact shell`` on the node, after what may be had there has changed."""
+"""``pact shell`` on the node, where something has changed meanwhile: who may come back, and what is decided about."""
 
 from __future__ import annotations
 
@@ -82,3 +82,30 @@ def reread(agent: Agent, shell: dict[str, Any]) -> None:
     assert agent.process is not None
     agent.process.send_signal(signal.SIGHUP)
     wait_until(lambda: agent.log_path.read_text().count("was read again") > said, "it was read again")
+
+
+def test_what_it_has_become_meanwhile_is_shown_before_it_is_committed(
+    agent: Agent, at: Callable[..., Terminal]
+) -> None:
+    path = agent.file("asked.conf", mode=0o666)
+    ann = at("shell")
+    ann.until("ann> ")
+    later = f"(trap '' HUP; while [ ! -e {path}.now ]; do sleep 0.1; done; seq 9 > {path}) &"
+    ann.type(f"echo mine > {path}; {later}\r")
+    wait_until(lambda: agent.change_of(f"file:{path}"), "it is seen")
+    ann.type("exit\r")
+    ann.until(r"\[leave\] ")
+    shown = agent.ask("diff")["result"]["resources"]
+    agent.world.path(f"{path}.now").touch()
+    wait_until(lambda: agent.ask("diff")["result"]["resources"][0]["diff"] != shown[0]["diff"], "it is another one")
+    ann.type("c\r")
+    ann.until("why\\? ")
+    ann.type("mine\r")
+    ann.until("nothing was done: it has changed meanwhile, and is now")
+    ann.until(r"\[leave\] ")
+    assert not agent.records("committed")
+    ann.type("c\r")
+    ann.until("why\\? ")
+    ann.type("all of it\r")
+    assert ann.end() == 0, ann.text
+    assert len(agent.records("committed")) == 1
