@@ -74,7 +74,8 @@ class _Open:
         if fresh.said() == self.said():
             return False
         self.doc, self.changes, self.ids, self.entries = fresh.doc, fresh.changes, fresh.ids, fresh.entries
-        print("nothing was done: it has changed meanwhile" + (", and is now" if self.ids else ", and nothing of this session is open"))
+        now = "is now" if self.ids else "nothing of this session is open"
+        print(f"nothing was done: it has changed meanwhile, and {now}")
         if self.ids:
             self.show()
         return True
