@@ -126,7 +126,10 @@ def test_what_has_changed_while_the_question_stood_is_shown_first(
     agent.entry = over
     wayout.ask(agent, OWNER)
     shown = capsys.readouterr().out
-    assert shown.endswith("and nothing of this session is open\n") and {op for op, _ in agent.asked} == {"status", "diff"}
+    assert shown.endswith("and nothing of this session is open\n") and {op for op, _ in agent.asked} == {
+        "status",
+        "diff",
+    }
 
 
 def test_without_anything_open_nothing_is_asked(says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
