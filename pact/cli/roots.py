@@ -98,8 +98,13 @@ class _Progress:
 class Answers:
     """All results: answers with the nodes that gave them, and the nodes that failed."""
 
-    def __init__(self, failed: dict[str, str] | None = None, codes: list[int] | None = None) -> None:
-        self.parts: dict[bytes, list[str]] = {}
+    def __init__(
+        self,
+        parts: dict[bytes, list[str]] | None = None,
+        failed: dict[str, str] | None = None,
+        codes: list[int] | None = None,
+    ) -> None:
+        self.parts = {} if parts is None else parts
         self.failed = {} if failed is None else failed
         self.codes = [] if codes is None else codes
 
