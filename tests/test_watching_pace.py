@@ -8,9 +8,10 @@ import pytest
 
 from pact._fast import FileTable
 from pact.agent.followers import Followers
+from pact.agent.pace import is_others
 from pact.agent.watching import Watching
 from pact.limits import MOVING_BYTES, MOVING_PER_S, MOVING_S
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Attrs
 
 
 @pytest.mark.invariant("F18")
@@ -71,6 +72,40 @@ def test_many_files_in_motion_are_recorded_no_more_often_than_few() -> None:
     assert len(watching._delayed) == len(names), "the last state of each is seen in time"
     now_ns += int(MOVING_S * NS_PER_S)
     assert {r for _ in range(10) for r, _ in watching.take(now_ns)} == set(names)
+
+
+@pytest.mark.invariant("S3", "F18")
+def test_what_root_alone_moves_is_not_held_up_by_what_others_move() -> None:
+    """A thousand files of root's are written three times by a configuration manager, beside a user's thousand."""
+    watching = Watching.__new__(Watching)
+    watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
+    watching._moving, watching._moving_ns, watching._weight, watching._acting = {}, 0, 0, {}
+    watching.followers = Followers(FileTable(), watching.touch)
+    roots, users = ([f"file:/{who}/{i}" for i in range(1000)] for who in ("etc", "home/u"))
+    now_ns = 10**12
+    for _ in range(3):
+        watching.recorded(users, now_ns)
+        watching.recorded(roots, now_ns, theirs=False)
+        now_ns += NS_PER_S
+    assert {watching._paced[r][1] for r in roots} == {2 * NS_PER_S}
+    assert min(watching._paced[r][1] for r in users) > 100 * NS_PER_S
+
+
+@pytest.mark.parametrize(
+    ("actual", "theirs"),
+    [
+        ({"type": "file", "owner": "root", "group": "root", "mode": "0644"}, False),
+        ({"type": "file", "owner": "root", "group": "lab", "mode": "0664"}, True),
+        ({"type": "directory", "owner": "root", "group": "root", "mode": "1777"}, True),
+        ({"type": "file", "owner": "ann", "group": "root", "mode": "0600"}, True),
+        ({"type": "file", "owner": "0", "group": "0", "mode": "0600"}, False),
+        ({"type": "symlink", "owner": "ann", "target": "/x"}, True),
+        ({"value": "1"}, False),
+        (None, True),
+    ],
+)
+def test_whose_hands_a_resource_is_in(actual: Attrs | None, theirs: bool) -> None:
+    assert is_others(actual) == theirs
 
 
 @pytest.mark.invariant("S3")

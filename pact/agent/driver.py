@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from pact._fast import syscalls
+from pact.agent import pace
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.hooks import Hooks
@@ -62,7 +63,7 @@ from pact.host.notify import Notifier, log
 from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
 from pact.journal.verifying import Verification
-from pact.model import NS_PER_S, Attrs, Unreadable
+from pact.model import NS_PER_S, Unreadable
 from pact.resources import KINDS
 from pact.resources.rules import teach
 from pact.resources.support.loose import LOOSE
@@ -295,7 +296,8 @@ class Driver:
             elif isinstance(said, payloads.Tracked):
                 self.watching.tracking.follow(self.node.state.tracked)
             elif isinstance(said, payloads.DriftDetected):
-                self.watching.recorded([said.resource], self.clock.now_ns(), _length(said.actual))
+                theirs = pace.is_others(said.actual)
+                self.watching.recorded([said.resource], self.clock.now_ns(), pace.length(said.actual), theirs=theirs)
             say(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
             self._snapshot()
@@ -512,9 +514,3 @@ class Driver:
                 return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
 
         return guarded
-
-
-def _length(attrs: Attrs | None) -> int:
-    """About how long the attributes are in a record."""
-    values = [v for each in (attrs or {}).values() for v in (each.values() if isinstance(each, dict) else (each,))]
-    return sum(len(v) for v in values if isinstance(v, str))

@@ -341,16 +341,17 @@ class Watching:
 
     # -- what is due --------------------------------------------------------------------------------------------
 
-    def recorded(self, resources: Iterable[str], now_ns: int, size: int = 0) -> None:
+    def recorded(self, resources: Iterable[str], now_ns: int, size: int = 0, *, theirs: bool = True) -> None:
         """Their drift was just journaled: observe them again only after a pause, which is longer for those that keep
-        moving. ``size``: of what was recorded of each; what is long counts as several."""
-        weight = 1 + size // MOVING_BYTES
+        moving. ``size``: of what was recorded of each; what is long counts as several. ``theirs``: others than root may
+        move it; what root alone moves has its own pace, and is not held up by them."""
+        weight = 1 + size // MOVING_BYTES if theirs else 0
         for resource in resources:
             self.look_anew(resource)
             last_ns, pause_ns = self._paced.get(resource, (0, 0))
             soon = pause_ns and now_ns - last_ns < 4 * pause_ns
             # S3: of all together
-            all_ns = min(self._weight * NS_PER_S // MOVING_PER_S, int(MOVING_S * NS_PER_S))
+            all_ns = min(self._weight * NS_PER_S // MOVING_PER_S, int(MOVING_S * NS_PER_S)) if theirs else 0
             pause_ns = max(min(2 * pause_ns, AGAIN_MAX_NS), all_ns) if soon else AGAIN_NS
             self._paced[resource] = (now_ns, pause_ns)
             self._weight += (weight if soon else 0) - self._moving.pop(resource, 0)
