@@ -192,3 +192,22 @@ def test_a_descriptor_is_counted_for_whom_it_is_now(made: Callable[[], tuple[int
     assert which[0] not in keys
     assert keys.heard(which, "bob") and keys.heard(made(), "ann")
     assert SILENT_CONNECTIONS_MAX > 64 and places.YOUNG_S > 1 and gate.TREE_CONNECTIONS_EACH_MAX >= 64
+
+
+def test_who_speaks_during_a_look_is_heard(
+    made: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that reads goes on meanwhile."""
+    silent = Silent(1, 0.0)
+    first, late = [made() for _ in range(3)], made()
+    for which in first:
+        silent.heard(which)
+
+    def asked(fd: int) -> tuple[int, int] | None:
+        silent.heard(late)
+        return connection(fd)
+
+    monkeypatch.setattr(places, "connection", asked)
+    assert silent.look() == []
+    silent.accepted([late, *first])
+    assert silent.look() == []

@@ -55,7 +55,9 @@ class Silent:
         for which in self._spoke.intersection(self._since_s):
             del self._since_s[which]
         if len(self._spoke) > len(self._since_s) + self._most:
-            self._spoke = {which for which in self._spoke if connection(which[0]) == which}
+            for which in list(self._spoke):  # another one may come meanwhile
+                if connection(which[0]) != which:
+                    self._spoke.discard(which)
         if len(self._since_s) <= self._most:
             return []
         found, hosts, old_s = list[int](), Counter[str](), time.monotonic() - self._young_s
