@@ -264,6 +264,33 @@ def test_an_old_file_that_is_written_before_it_is_removed_gets_its_name_back(
     assert not list(tmp_path.glob("d*/.pact-*")) and len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.invariant("R4")
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_who_works_on_the_new_file_keeps_his_work_when_the_old_one_comes_back(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file has had its name for a while when it is noticed that the old one has changed."""
+    steps, blobs = plan(tmp_path, 1)
+    path = Path(steps[7].id.removeprefix("file:"))
+    writing(monkeypatch, steps[7])
+    writes = Ahead.removes
+
+    def removes(self: Ahead, dirfd: int, aside: bytes, leaf: bytes, st: os.stat_result, resource: str) -> bool:
+        taken = writes(self, dirfd, aside, leaf, st, resource)
+        if resource == steps[7].id:
+            if how == "replaced":
+                path.unlink()
+            path.write_text("his work\n")
+        return taken
+
+    monkeypatch.setattr(Ahead, "removes", removes)
+    results = act(steps, blobs)
+    assert [s for s, why in results.items() if why] == [steps[7].id]
+    kept = list(path.parent.glob(f"{path.name}.kept*"))
+    assert path.read_text() == "his work\n" and [p.read_text() for p in kept] == ["new work\n"]
+    assert kept[0].name in results[steps[7].id]
+
+
 @pytest.mark.invariant("R1")
 def test_what_needs_a_file_waits_until_its_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, blobs = plan(tmp_path, 1)

@@ -19,7 +19,7 @@ from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import PactError
 from pact.resources.base import Blobs, path_of
-from pact.resources.support.replace import DIR_FLAGS, drop, exchange_back, keeps_content, lstat, write_fresh
+from pact.resources.support.replace import DIR_FLAGS, drop, exchange_back, identified, keeps_content, lstat, write_fresh
 
 FILES_MAX: Final = 512
 BYTES_MAX: Final = 4 << 20
@@ -32,12 +32,14 @@ Written = tuple[bytes, bytes, tuple[int, ...]]
 
 
 class Left(NamedTuple):
-    """An old file under its temporary name, and what it was when it was examined: inode, size, times."""
+    """An old file under its temporary name, and what it was when it was examined: inode, size, times. ``put``: the new
+    file that has its name."""
 
     aside: bytes
     leaf: bytes
     seen: tuple[int, int, int, int]
     resource: str
+    put: tuple[int, int, int]
 
 
 #: Old files by the descriptor of their directory.
@@ -189,12 +191,13 @@ class Ahead:
     def removes(self, dirfd: int, aside: bytes, leaf: bytes, st: os.stat_result, resource: str) -> bool:
         """Whether it takes over what was set aside, and removes it soon, if it is still as in ``st`` then. Not one with
         other names, whose status they move; and not many bytes: the disk may need their room."""
-        if st.st_nlink != 1 or self._lefts_size + st.st_size > BYTES_MAX:
+        new = lstat(dirfd, leaf)
+        if new is None or st.st_nlink != 1 or self._lefts_size + st.st_size > BYTES_MAX:
             return False
         fd = self._directory(dirfd, os.path.dirname(path_of(resource.partition(":")[2])))
         self._lefts_size += st.st_size
         seen = st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
-        self._lefts.setdefault(fd, []).append(Left(aside, leaf, seen, resource))
+        self._lefts.setdefault(fd, []).append(Left(aside, leaf, seen, resource, identified(new)))
         return True
 
     def settle(self) -> dict[str, str]:
@@ -229,7 +232,7 @@ class Ahead:
                 continue
             try:
                 changed = code == errno.ESTALE
-                why = exchange_back(dirfd, left.aside, left.leaf) if changed else os.strerror(code).lower()
+                why = exchange_back(dirfd, left.aside, left.leaf, left.put) if changed else os.strerror(code).lower()
             except OSError as exc:
                 why = os.strerror(exc.errno or 0).lower()
             self.late[left.resource] = why

@@ -276,14 +276,22 @@ def _give_back(dirfd: int, aside: bytes, leaf: bytes, why: str, *, exchanged: bo
     raise RestoreError(why)
 
 
-def exchange_back(dirfd: int, aside: bytes, leaf: bytes) -> str:
-    """What was set aside has changed since: it gets its name back, and the new file goes. Returns what to say of it."""
+def exchange_back(dirfd: int, aside: bytes, leaf: bytes, put: tuple[int, int, int]) -> str:
+    """What was set aside has changed since: it gets its name back, and the new file goes, if it is as it was ``put``
+    there (``identified``). Returns what to say of it."""
+    now = lstat(dirfd, leaf)
     try:
-        _give_back(dirfd, aside, leaf, CHANGED, exchanged=True)
+        _give_back(dirfd, aside, leaf, CHANGED, exchanged=now is not None and identified(now) == put)
     except RestoreError as exc:
-        if lstat(dirfd, aside) is not None:
+        there = lstat(dirfd, aside)
+        if there is not None and identified(there) == put:
             os.unlink(aside, dir_fd=dirfd)
         return exc.message
+
+
+def identified(st: os.stat_result) -> tuple[int, int, int]:
+    """What changes when somebody writes the file, or replaces it."""
+    return st.st_ino, st.st_size, st.st_mtime_ns
 
 
 def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None) -> bool:
