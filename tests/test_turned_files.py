@@ -24,6 +24,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.resources import KINDS
 from pact.resources.kinds.file import leased
+from pact.resources.support import dress
 from pact.resources.support.replace import restore_file
 from pact.resources.support.way import turners
 
@@ -131,6 +132,25 @@ def test_nobody_s_own_content_becomes_root_s_or_set_uid(a_home: Path, how: str) 
     if how != "written":
         restore_file(os.fsencode(path), step, {}.get)
         assert of(path) == (0, "4755") and path.read_text() == "as declared"
+
+
+def test_what_is_written_while_it_is_asked_about_is_not_made_set_uid_again(
+    a_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write takes the set-uid bit away, and cannot while pact has done so."""
+    path = made(a_home / "tool", "as declared", ANN, 0o4755)
+    step = as_seen(path, owner="root", group="root")
+    with open(path, "r+b", buffering=0) as another_s:
+        asked = dress.being_written
+
+        def being_written(fd: int) -> bool:
+            another_s.write(b"as he likes")
+            return asked(fd)
+
+        monkeypatch.setattr(dress, "being_written", being_written)
+        with pytest.raises(RestoreError, match="not set-uid or set-gid any more"):
+            restore_file(os.fsencode(path), step, {}.get)
+    assert of(path) == (ANN, "0755") and path.read_text() == "as he likes"
 
 
 def test_her_log_is_dressed_although_she_writes_it(home: Path) -> None:

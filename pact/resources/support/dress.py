@@ -41,7 +41,8 @@ def take_over(fd: int, target: Attrs, actual: Attrs | None) -> str:
     """Before a file gets power in place (from a user's it becomes root's or another's, or set-uid, or gets
     capabilities): take away all rights to write it, ask the kernel whether somebody has it open for writing, or mapped
     so, and read once more what is in it. Who has it open would go on writing; who had it may have written since it was
-    seen. Returns why not, with the file as it was.  # R13"""
+    seen. Returns why not, with the file as it was, but without such power of its own: a write takes that away, and one
+    in between found nothing to take.  # R13"""
     st = os.fstat(fd)
     if not _empowers(st, target):
         return ""
@@ -55,7 +56,9 @@ def take_over(fd: int, target: Attrs, actual: Attrs | None) -> str:
         why = "it was changed again at the last moment"
     if why:
         os.fchown(fd, st.st_uid, st.st_gid)
-        os.fchmod(fd, mode)
+        os.fchmod(fd, mode & ~SET_ID)
+        if mode & SET_ID:
+            why += "; it is not set-uid or set-gid any more"
     return why
 
 
