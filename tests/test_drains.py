@@ -249,17 +249,28 @@ OF_JOB = "UserId=ann(1000) GroupId=ann(1000) MCS_label=N/A Priority=1 Nice=0 Acc
         (f"x {OF_JOB.format('COMPLETED')}", "RUNNING", False),
         ("x\nJobId=12 JobName=y JobState=COMPLETED Reason=None\nz", "RUNNING", False),
         ("x\nJobId=12 JobName=y JobState=COMPLETED Reason=None\nJobId=99 JobName=z", "RUNNING", False),
+        ("x JobState=COMPLETED\nJobId=99 JobName=z", "RUNNING", False),
+        ("x JobState=COMPLETED\nJobId=99 ArrayJobId=12 ArrayTaskId=1 JobName=z", "RUNNING", False),
         ("x JobState=COMPLETED", "CANCELLED", True),
     ],
 )
-def test_a_job_s_name_does_not_say_whether_it_has_ended(tmp_path: Path, name: str, state: str, ended: bool) -> None:
-    (tmp_path / "out").write_text(
-        f"JobId=12 JobName={name} {OF_JOB.format(state)} Reason=None Dependency=(null)\n"
-        f"JobId=13 JobName=other {OF_JOB.format('RUNNING')} Reason=None\n"
-    )
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\ncat {tmp_path}/out\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    assert Slurm("n1", str(tmp_path)).ended(["12"]) == ({"12"} if ended else set())
+@pytest.mark.parametrize("of_array", [False, True])
+@pytest.mark.parametrize("squeue", [False, True])
+def test_a_job_s_name_does_not_say_whether_it_has_ended(
+    tmp_path: Path, name: str, state: str, ended: bool, of_array: bool, squeue: bool
+) -> None:
+    own = "ArrayJobId=12 ArrayTaskId=2 " if of_array else ""
+    said = f"JobId=12 {own}JobName={name} {OF_JOB.format(state)} Reason=None Dependency=(null)\n"
+    if of_array:
+        said += f"JobId=13 ArrayJobId=12 ArrayTaskId=1 JobName=sim {OF_JOB.format('RUNNING')} Reason=None\n"
+    tools = {"scontrol": said, "squeue": f"13 RUNNING\n12 {state}\n"}
+    for tool_, text in tools.items():
+        (tmp_path / f"{tool_}.out").write_text(text)
+        ends = "" if squeue or tool_ == "scontrol" else "; exit 1"
+        (tmp_path / tool_).write_text(f"#!/bin/sh\ncat {tmp_path}/{tool_}.out{ends}\n")
+        (tmp_path / tool_).chmod(0o755)
+    sure = ended and (squeue or not of_array)  # without squeue it has ended when the whole array has
+    assert Slurm("n1", str(tmp_path)).ended(["12"]) == ({"12"} if sure else set())
 
 
 @pytest.mark.invariant("F84", "S9")

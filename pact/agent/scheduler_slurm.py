@@ -63,11 +63,21 @@ class Slurm:
             if "Invalid job id" in said.err + said.out:  # it ended so long ago that the controller has forgotten it
                 return True
             raise SchedulerError(f"scontrol show job {job}: {said.first}")
-        # Its name, which comes first, is its user's choice, and may look like the rest: every state that stands there
-        # counts.
-        own = re.findall(rf"^JobId={job} (?:.|\n(?!JobId=\d+ JobName=))*", said.out, re.MULTILINE)
-        states = re.findall(r"\bJobState=(\w*)", own[0] if len(own) == 1 else said.out)
+        # Its name, which comes first, is its user's choice, and may look like the rest, or like lines of other jobs:
+        # every state that stands there counts. Only jobs in an array, or of several parts, have such lines.
+        states = re.findall(r"\bJobState=(\w*)", said.out)
+        if said.out.count("\nJobId="):
+            states = self._states_of(job) or states
         return bool(states) and all(state in ENDED for state in states)
+
+    def _states_of(self, job: str) -> list[str]:
+        """Without anybody's text; empty if that cannot be had."""
+        try:
+            said = ran([tool("squeue", self.directory), "-h", "-a", "-t", "all", "-o", "%A %T", "-j", job])
+        except SchedulerError:
+            return []
+        rows = [line.split() for line in said.out.splitlines()] if said.code == 0 else []
+        return [row[1] for row in rows if len(row) == 2 and row[0] == job]
 
     def settle(self, wanted: str, mine: Collection[str], *, was_set: bool) -> Outcome:
         flags, reason = self._state()
