@@ -78,3 +78,25 @@ def test_more_names_than_may_wait_are_one_walk_over_everything(monkeypatch: pyte
             now_ns = walked.next_ns(now_ns) or now_ns
         assert f"file:{top}/late" in found, "what had no place was found"
         assert next(reads) <= 3, "one walk for all of them"
+
+
+@pytest.mark.invariant("F18")
+def test_an_answer_has_what_came_with_more_names_than_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks right after it does not wait for the next walk's time."""
+    world = World()
+    world.start({"file:/etc/known": Declared({"value": "known"})})
+    with closing(open_observers()) as observers, TemporaryDirectory(dir="/var/tmp", prefix="many-") as top:
+        walked = Tracking(observers, Ignore())
+        walked.follow({f"file:{top}/**": "report"})
+        monkeypatch.setattr(tracking, "TOUCHED_MAX", 100)
+        now_ns = 10**12
+        for last in ("first", "second"):
+            while walked.has_due:
+                walked.take(world.node, now_ns)
+            for i in range(1000):
+                walked.touched(f"{top}/gone{i}".encode(), None)
+            Path(f"{top}/{last}").touch()
+            walked.touched(f"{top}/{last}".encode(), None)
+            found = {new.resource for new in walked.take(world.node, now_ns, everything=True)[0]}
+            assert f"file:{top}/{last}" in found
+            monkeypatch.setattr(walked, "_asked_ns", 0)  # it was long ago

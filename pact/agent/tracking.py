@@ -272,7 +272,7 @@ class Tracking:
         while self._touched and time.monotonic_ns() < ends_ns:
             path = next(iter(self._touched))
             self._look_at(path, self._touched.pop(path), node, now_ns)
-        if self._overrun and self._overrun_ns + CHECK_NS <= now_ns:
+        if self._overrun and (asked or self._overrun_ns + CHECK_NS <= now_ns):
             self._overrun, self._overrun_ns = False, now_ns
             self.walk_again()
         if self._crowded and self._counted_ns + COUNT_NS <= now_ns:
