@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -347,3 +348,27 @@ def test_a_standard_descriptor_that_a_kind_closes_is_there_again() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stdout == "lamp: it closed the descriptor 0 of the agent\n", done
+
+
+def test_a_copy_of_a_standard_descriptor_is_closed_once() -> None:
+    """Where there is no place for the new copy the old one stays: its number would be another file's later, and that
+    would be closed."""
+    standard, own = bounded._Standard(), os.dup(0)
+    standard.present()
+    copy, limits = standard._copies[0][1], resource.getrlimit(resource.RLIMIT_NOFILE)
+    reads, writes = os.pipe()
+    try:
+        os.dup2(reads, 0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (bounded.COPIES_FROM, limits[1]))
+        with pytest.raises(OSError):
+            standard.present()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert os.fstat(copy).st_ino == os.fstat(own).st_ino
+        standard.present()
+        with pytest.raises(OSError):
+            os.fstat(copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.dup2(own, 0)
+        for fd in (own, reads, writes, *(kept for _, kept in standard._copies.values())):
+            os.close(fd)

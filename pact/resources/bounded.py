@@ -91,9 +91,11 @@ class _Standard:
         for fd, what in zip(STANDARD, found, strict=True):
             known = self._copies.get(fd)
             if what is not None and (known is None or known[0] != what):
-                if known is not None:
-                    os.close(known[1])
-                self._copies[fd] = what, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, COPIES_FROM)
+                copy = what, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, COPIES_FROM)
+                old = self._copies.pop(fd, None)  # at once: another thread may be here, and its number is closed once
+                self._copies[fd] = copy
+                if old is not None:
+                    os.close(old[1])
         return found
 
     def mend(self, before: tuple[tuple[int, int] | None, ...]) -> None:
