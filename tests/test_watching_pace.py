@@ -123,3 +123,23 @@ def test_what_is_long_counts_as_several() -> None:
     assert max(pauses) == 22 * len(names) * NS_PER_S // MOVING_PER_S
     watching.recorded(names, now_ns + 10**15)
     assert (watching._moving, watching._weight) == ({}, 0), "calm is forgotten"
+
+
+@pytest.mark.invariant("F18")
+def test_what_rests_is_no_reason_to_record_others_later() -> None:
+    """Many files that moved together have all rested for longer than their pause: a person who saves a file twice is
+    not one of many."""
+    watching = Watching.__new__(Watching)
+    watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
+    watching._moving, watching._moving_ns, watching._weight, watching._acting = {}, 0, 0, {}
+    watching.followers = Followers(FileTable(), watching.touch)
+    names, now_ns = [f"file:/m{n}" for n in range(3000)], NS_PER_S
+    for _ in range(3):
+        watching.recorded(names, now_ns)
+        now_ns += NS_PER_S
+    assert max(pause for _, pause in watching._paced.values()) > 300 * NS_PER_S
+    now_ns += int(MOVING_S * NS_PER_S) + 10 * NS_PER_S
+    for _ in range(3):
+        watching.recorded(["file:/etc/hosts"], now_ns)
+        now_ns += NS_PER_S
+    assert watching._paced["file:/etc/hosts"][1] <= 4 * NS_PER_S

@@ -361,8 +361,10 @@ class Watching:
             self._moving_ns = now_ns + NS_PER_S
             if len(self._paced) > PACED_MAX:
                 self._paced = {r: (t, p) for r, (t, p) in self._paced.items() if now_ns - t < 4 * p}
-            paced = {r: self._paced.get(r, (0, 0)) for r in self._moving}
-            self._moving = {r: w for r, w in self._moving.items() if now_ns - paced[r][0] < 4 * paced[r][1]}
+            # Who goes on moving is looked at when its pause is over, and counts again then.
+            waits, since_ns = self._delayed.keys() | self.pending.keys(), now_ns - 4 * AGAIN_NS
+            ends_ns = {r: sum(self._paced.get(r, (0, 0))) for r in self._moving}
+            self._moving = {r: w for r, w in self._moving.items() if r in waits or ends_ns[r] > since_ns}
             self._weight = sum(self._moving.values())
 
     def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
