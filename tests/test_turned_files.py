@@ -5,6 +5,7 @@ Where he wins the race is where these tests begin: what was seen is gone, and so
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
@@ -151,6 +152,19 @@ def test_what_is_written_while_it_is_asked_about_is_not_made_set_uid_again(
         with pytest.raises(RestoreError, match="not set-uid or set-gid any more"):
             restore_file(os.fsencode(path), step, {}.get)
     assert of(path) == (ANN, "0755") and path.read_text() == "as he likes"
+
+
+def test_what_cannot_be_read_again_stays_hers(a_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = made(a_home / "tool", "as declared", ANN, 0o755)
+    step = as_seen(path, owner="root", group="root")
+
+    def broken(fd: int, actual: object) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(dress, "_holds", broken)
+    with pytest.raises(RestoreError, match="cannot be read again: input/output error; it was left as it is"):
+        restore_file(os.fsencode(path), step, {}.get)
+    assert of(path) == (ANN, "0755")
 
 
 def test_her_log_is_dressed_although_she_writes_it(home: Path) -> None:

@@ -50,10 +50,13 @@ def take_over(fd: int, target: Attrs, actual: Attrs | None) -> str:
     os.fchown(fd, 0, 0)
     os.fchmod(fd, mode & ~(SET_ID | 0o222))
     why = ""
-    if being_written(fd):
-        why = "somebody has it open for writing, and would go on writing into it"
-    elif "sha256" in target and actual is not None and not _holds(fd, actual):
-        why = "it was changed again at the last moment"
+    try:
+        if being_written(fd):
+            why = "somebody has it open for writing, and would go on writing into it"
+        elif "sha256" in target and actual is not None and not _holds(fd, actual):
+            why = "it was changed again at the last moment"
+    except OSError as exc:
+        why = f"it cannot be read again: {os.strerror(exc.errno or 0).lower()}"
     if why:
         os.fchown(fd, st.st_uid, st.st_gid)
         os.fchmod(fd, mode & ~SET_ID)
