@@ -262,10 +262,11 @@ def test_a_client_that_never_takes_anything_stops_its_own_command_only(kit: Flee
         kit.opened(client, "exec", "n1", words=[f"yes {marker}"], live=True, limit_ms=60_000)
         came = [0]
         client.on_frames = lambda m: came.__setitem__(0, came[0] + m.head["size"])
+        within(lambda: (client.pump(100), came[0])[1], "output comes", 30)
         ends = time.monotonic() + 2.0
         while time.monotonic() < ends:
             client.pump(100)
-        assert 0 < came[0] <= BULK_CREDIT
+        assert came[0] <= BULK_CREDIT
         assert kit.run_pact("exec", "--nodes", "n1", "--", "seq 1 20000 | tail -1").stdout.endswith("20000\n")
         client.cancel()
         within(lambda: not alive(marker), "nothing is left running", 10)
@@ -353,6 +354,7 @@ def test_an_agent_that_has_left_the_cluster_ends_what_was_left_and_says_so(
         kit.node_up("n2")
         one.terminate()
         one.wait(30)
+    within(lambda: _up(kit, "n2"), "it is up again", 30)
     assert len(ended()) == 1
 
 

@@ -124,9 +124,10 @@ def test_code_that_keeps_what_it_opens_is_given_up(what: str, monkeypatch: pytes
     monkeypatch.setattr(Hoarder, "what", what)
     kind = Guarded(Hoarder())
     try:
-        for _ in range(40):
-            kind.observe("x")
-        seen = kind.observe("x")
+        for _ in range(150):  # what other tests have freed is used first
+            seen = kind.observe("x")
+            if isinstance(seen, Unreadable):
+                break
         assert isinstance(seen, Unreadable) and what in seen.why
         assert len(Hoarder.kept) < 200, "it is not called for ever"
     finally:

@@ -74,7 +74,7 @@ def test_who_never_ends_a_message_is_cut_off_and_the_others_are_served(port: str
         number = root.commit(Chain("n1").batch("committed"))
         assert other.recv_multipart()[0].startswith(b"pact.v1.committed.") and number == 0
         stats = root.publisher.stats() if port == "events" else root.server.stats()
-        assert sum(stats["refused"].values()) == 2, stats
+        assert len(stats["refused"]) == 1 and sum(stats["refused"].values()) >= 2, stats  # two may find it at once
     context.term()
     root.stop()
 

@@ -20,6 +20,8 @@ from pact.core.node.events import Act, Acted, Ticked
 from pact.core.plan import Step
 from pact.declared.toml import Ignore
 from pact.host.clock import boottime_ns
+from pact.journal.blobs import BlobReader
+from pact.journal.sqlite import SqliteJournal
 from pact.model import NS_PER_S, Holder, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND
@@ -376,7 +378,9 @@ def test_after_an_act_that_broke_all_of_its_steps_are_looked_at(
 
     monkeypatch.setattr(worker, "act", breaks)
     monkeypatch.setattr(worker, "observe", lambda r: breaks() if r.endswith("broken") else real(r))
-    made = worker.Worker("test", 1 << 20, lambda: 1 << 20, lambda _: None, Ignore(), lambda: None)  # type: ignore[arg-type]
+    store = BlobReader(str(tmp_path / "journal.db"))
+    SqliteJournal(str(tmp_path / "journal.db")).close()
+    made = worker.Worker("test", 1 << 20, lambda: 1 << 20, store, Ignore(), lambda: None)
     made.submit(Act(7, steps, {}, below=("file:/etc/passwd",)))
     result = made.results.get(timeout=30)
     made.close(10)

@@ -197,8 +197,10 @@ def test_a_secret_file_never_stands_in_the_journal_s_records(agent: Agent) -> No
 
 def test_viewers_see_the_program_s_name_of_other_people_s_commands(agent: Agent) -> None:
     path = agent.file("cmd.conf", mode=0o666)
-    agent.world.sh(f"sed -i s/declared/--token=hunter2/ {path}")
+    # It stays until it was seen: of a writer that is gone nothing is known, and everything would be true.
+    writer = agent.world.python(f"open({path!r}, 'w').write('x')\nready()", "--token=hunter2")
     agent.drifted(f"file:{path}")
+    agent.world.end(writer)
     for words in (["--json", "status"], ["status"], ["--json", "log", "--type", "drift_detected"], ["log"]):
         assert "token" not in agent.pact(*words, **VIEWER).out
     holder = agent.world.python(f"f = open({path!r})\nready()", "--token=hunter2")

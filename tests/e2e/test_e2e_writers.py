@@ -176,8 +176,9 @@ def test_what_a_prolog_sets_lasts_as_long_as_its_job(another: Callable[..., Agen
     first = wait_until(lambda: agent.change_of(f"file:{path}"), "the drift")
     assert first["state"] == "held" and held_for(agent) == ["job 71 runs"]
     assert agent.pact("check").out == "drifted: 1 declared; 1 set for jobs\n"
-    agent.world.end(under_way(agent.world, "prolog", replaced(path, "tuned"), job="72"))
+    prolog = under_way(agent.world, "prolog", replaced(path, "tuned"), job="72")
     wait_until(lambda: held_for(agent) == ["job 71 runs", "job 72 runs"], "72's")
+    agent.world.end(prolog)
     assert agent.pact("epilog", "--job", "71").out == ""
     wait_until(lambda: held_for(agent) == ["job 72 runs"], "71 has ended")
     assert agent.change_of(f"file:{path}")["state"] == "held"
@@ -195,8 +196,9 @@ def test_a_prolog_that_empties_the_file_before_it_writes_it_takes_no_hold_away(a
     path = agent.file("emptied.conf")
     agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
     wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
-    agent.world.end(under_way(agent.world, "prolog", emptied(path, "tuned"), job="72"))
+    prolog = under_way(agent.world, "prolog", emptied(path, "tuned"), job="72")
     wait_until(lambda: held_for(agent) == ["job 71 runs", "job 72 runs"], "held for both")
+    agent.world.end(prolog)
     assert any(r["data"]["actual"]["size"] == 0 for r in agent.records("drift_detected")), "it was seen empty"
     agent.pact("epilog", "--job", "72")
     wait_until(lambda: held_for(agent) == ["job 71 runs"], "72 has ended")
