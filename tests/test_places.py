@@ -211,3 +211,20 @@ def test_who_speaks_during_a_look_is_heard(
     assert silent.look() == []
     silent.accepted([late, *first])
     assert silent.look() == []
+
+
+def test_who_speaks_again_while_it_is_struck_off_ends_no_look(made: Callable[[], tuple[int, int]]) -> None:
+    """It was read before it was known to be accepted, and is read once more at this moment, in the other thread."""
+    silent = Silent(1, 0.0)
+    which = made()
+
+    class Spoke(set[tuple[int, int]]):
+        def intersection(self, *others: Any) -> set[tuple[int, int]]:
+            found = set(self).intersection(*others)
+            silent.heard(which)
+            return found
+
+    silent.heard(which)
+    silent.accepted([which])
+    silent._spoke = Spoke(silent._spoke)
+    assert silent.look() == []

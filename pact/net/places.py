@@ -53,7 +53,7 @@ class Silent:
     def look(self) -> list[int]:
         """The descriptors of connections to be cut off. Call it about every second, when all that came is read."""
         for which in self._spoke.intersection(self._since_s):
-            del self._since_s[which]
+            self._since_s.pop(which, None)  # it may speak again meanwhile
         if len(self._spoke) > len(self._since_s) + self._most:
             for which in list(self._spoke):  # another one may come meanwhile
                 if connection(which[0]) != which:
