@@ -78,6 +78,16 @@ with hung(top + "/d1"):
     slow = []
     assert watching.observe([(n, None) for n in names[:2]], lambda r, o: slow.append(r)) == [] and slow == names[:2]
 assert len(watching.observe([(n, None) for n in names], lambda r, o: None)) == 3, "all are the loop's again"
+import os
+os.symlink("d1", top + "/link")
+linked = f"file:{{top}}/link/f"
+watching.add([linked])
+assert len(watching.observe([(linked, None)], lambda r, o: None)) == 1
+with hung(top + "/d1"):
+    watching.drain()
+    watching.rescan_all()  # what only a link leads there is placed right before the look
+    slow = []
+    assert watching.observe([(linked, None)], lambda r, o: slow.append(r)) == [] and slow == [linked]
 watching.close()
 print("ok")
 """)

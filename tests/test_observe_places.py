@@ -43,9 +43,11 @@ def test_the_deepest_mount_above_a_path_decides() -> None:
     ]
     assert away == [b"/n", b"/n/a/b", b"/n/scratch/f/a"]
     assert not RemotePlaces([(b"/o", "ext4")])
-    assert RemotePlaces([(b"/n", "nfs"), (b"/o", "ext4")]) == RemotePlaces([(b"/n", "nfs")]), (
-        "mounts elsewhere are nothing"
-    )
+    nfs = RemotePlaces([(b"/n", "nfs")])
+    assert RemotePlaces([(b"/n", "nfs"), (b"/o", "ext4")]).differing(nfs) == [], "mounts elsewhere are nothing"
+    more = RemotePlaces([(b"/n", "nfs"), (b"/n/s", "ext4"), (b"/p", "nfs")])
+    assert sorted(more.differing(nfs)) == sorted(nfs.differing(more)) == [b"/n/s", b"/p"]
+    assert sorted(RemotePlaces([(b"/n", "ext4"), (b"/p", "nfs")]).differing(nfs)) == [b"/n", b"/p"]
 
 
 @pytest.mark.parametrize(

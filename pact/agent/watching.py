@@ -17,6 +17,7 @@ from typing import Final
 from pact._fast import FileTable
 from pact.agent.config import Config
 from pact.agent.followers import Followers
+from pact.agent.placing import Placing
 from pact.agent.signatures import loaded, pack, written
 from pact.agent.sources import Sources
 from pact.agent.tracking import Tracking
@@ -29,7 +30,7 @@ from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_n
 from pact.observe import open_observers
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import AUTOFS, MountEntry, read_mounts
-from pact.observe.places import MOUNTS, RemotePlaces, leads_away
+from pact.observe.places import MOUNTS, RemotePlaces
 from pact.observe.runs import Runs
 from pact.observe.tree import check_path
 from pact.resources import KINDS
@@ -72,7 +73,6 @@ class Watching:
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
         self.bad: dict[str, str] = {}  # resources that an older version declared, under impossible names
-        self.remote = RemotePlaces()
         self._mounts = -1  # the generation of the mount table that was read
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
         self._acting: dict[int, frozenset[str]] = {}  # running job -> resources that it changes, and observes itself
@@ -88,6 +88,8 @@ class Watching:
         self._moving_ns = 0  # when it is looked through again
         self._cache = os.path.join(config.state_dir, CACHE_NAME)
         self._key_of: dict[str, int] = {}
+        self.placing = Placing(self.table, self._key_of, self.bad)
+        self._with_mounts: dict[str, None] = {}  # resources about which the mount table gives news
         self._resources: list[str | None] = []
         self._free: list[int] = []
         slices = max(1, min(SLICES_MAX, config.rescan_ns // SLICE_MIN_NS))
@@ -128,25 +130,28 @@ class Watching:
             if KINDS[split_id(resource)[0]].moved_by:
                 self.followers.add(resource, key)
             self.sources.want(resource)
+            if resource.startswith(MOUNTED):
+                self._with_mounts[resource] = None
             try:
-                paths += self._place(resource, key, away)
+                watched = self._watched(resource)
             # An older version accepted it: the journal has it, and one name must not end the agent.
             except ValueError as exc:
                 self.bad[resource] = str(exc)
+                watched = []
+            self.placing.add(resource, key, watched[0] if watched else None, away)
+            paths += watched
         self.observers.watch_many(paths)
         self._dirty = True
 
-    def _place(self, resource: str, key: int, away: dict[bytes, bool]) -> list[bytes]:
-        """The paths to watch for a resource, after it got its place in the table. Raises ValueError if there are
-        none."""
+    @staticmethod
+    def _watched(resource: str) -> list[bytes]:
+        """The paths to watch for a resource. Raises ValueError if one is impossible."""
         kind, name = split_id(resource)
         paths = KINDS[kind].watch(name)
         for path in paths:
             check_path(path)
             require_short(path)
-        if paths and not self._is_remote(paths[0], away) and not KINDS[kind].lingers(name):
-            self.table.put(key, paths[0], KINDS[kind].always_read)
-        return paths
+        return list(paths)
 
     def drop(self, resource: str) -> None:
         key = self._key_of.pop(resource, None)
@@ -156,7 +161,8 @@ class Watching:
         self.sources.unwant(resource)
         self._resources[key] = None
         self._free.append(key)
-        self.table.remove(key)
+        self._with_mounts.pop(resource, None)
+        self.placing.drop(resource, key)
         if self.bad.pop(resource, None) is None:
             kind, name = split_id(resource)
             for path in KINDS[kind].watch(name):
@@ -230,7 +236,7 @@ class Watching:
 
     def _touch_with_mounts(self, owner: Owner | None) -> None:
         """Touch all resources about which the mount table gives news."""
-        for resource in [r for r in self._key_of if r.startswith(MOUNTED)]:
+        for resource in self._with_mounts:
             self.touch(resource, owner)
 
     def touch(self, resource: str, owner: Owner | None) -> None:
@@ -272,11 +278,8 @@ class Watching:
         except (OSError, ValueError):
             return []
         self._mounts = generation
-        remote = RemotePlaces((m.mount_point, m.fstype) for m in mounts)
-        if remote != self.remote:
-            self.remote = remote
-            for resource in self._place_again(self._key_of):
-                self.touch(resource, None)
+        for resource in self.placing.change(RemotePlaces((m.mount_point, m.fstype) for m in mounts)):
+            self.touch(resource, None)
         return mounts
 
     def _keep_clear(self) -> None:
@@ -301,43 +304,14 @@ class Watching:
             for kind in KINDS.values():
                 found = kind.of_mount(mount)
                 resource = "" if found is None else f"{kind.name}:{found[0]}"
-                if found is not None and resource not in self._key_of and self._hides(mount.mount_point):
+                if found is not None and resource not in self._key_of and self.placing.hides(mount.mount_point):
                     self.covered[resource] = (found[1], owner)
 
-    def _hides(self, point: bytes) -> bool:
-        """Whether a declared resource lies at or below this mount point."""
-        name, paths = encode_name(point), [k for k in KINDS.values() if k.is_path]
-        if any(f"{k.name}:{name}" in self._key_of for k in paths if not k.bears):
-            return True
-        below = tuple(f"{k.name}:{name.rstrip('/')}/" for k in paths)
-        return any(r.startswith(below) for r in self._key_of)
-
-    def _place_again(self, resources: Iterable[str]) -> list[str]:
-        """The table is scanned on the loop: paths that may hang now leave it, the others come back. Returns those that
-        moved.  # F13"""
-        away: dict[bytes, bool] = {}
-        moved: list[str] = []
-        for resource in resources:
-            kind, name = split_id(resource)
-            paths = KINDS[kind].watch(name) if resource not in self.bad else ()
-            key = self._key_of[resource]
-            if not paths or KINDS[kind].lingers(name) or (key in self.table) != self._is_remote(paths[0], away):
-                continue
-            if key in self.table:
-                self.table.remove(key)
-            else:
-                self.table.put(key, paths[0], KINDS[kind].always_read)
-            moved.append(resource)
-        return moved
-
-    def _is_remote(self, path: bytes, away: dict[bytes, bool]) -> bool:
-        """Whether the path may hang. ``away`` caches directories within one pass."""
-        if not self.remote or path in self.remote:
-            return bool(self.remote)
-        parent = os.path.dirname(path)
-        if parent not in away:
-            away[parent] = leads_away(parent, self.remote)
-        return away[parent]
+    def _place_lately(self, keys: Iterable[int]) -> None:
+        """Place what was not placed since the places that may hang changed.  # F13"""
+        late = [r for r in map(self._resources.__getitem__, self.placing.late(keys)) if r is not None]
+        for resource in self.placing.again(late):
+            self.touch(resource, None)
 
     # -- what is due --------------------------------------------------------------------------------------------
 
@@ -392,7 +366,8 @@ class Watching:
         """Observe each. Resources that may hang or take long go to ``slow``."""
         wanted = [(r, o) for r, o in wanted if r in self._key_of]
         self._keep_clear()
-        self._place_again(r for r, _ in wanted if self.remote)  # a link on the way may have been replaced
+        if self.placing.remote:
+            self.placing.again(r for r, _ in wanted)  # a link on the way may have been replaced
         keys = [self._key_of[r] for r, _ in wanted]
         moved = self._scanned(keys)  # an observation is never older than the baseline
         self.followers.seen_moved(moved, wanted)
@@ -413,8 +388,10 @@ class Watching:
         """Those that differ from their last observation; in pieces, so that no new mount is missed in between."""
         found: list[int] = []
         for first in range(0, len(keys), SCAN_PIECE):
+            piece = keys[first : first + SCAN_PIECE]
             self._keep_clear()
-            found += self.table.scan([k for k in keys[first : first + SCAN_PIECE] if k in self.table], full=full)
+            self._place_lately(piece)
+            found += self.table.scan([k for k in piece if k in self.table], full=full)
         return found
 
     def _too_slow(self, resource: str) -> bool:
@@ -422,6 +399,7 @@ class Watching:
         if not KINDS[kind].reads_path:
             return KINDS[kind].lingers(name)
         self._keep_clear()
+        self._place_lately([self._key_of[resource]])
         if not self._in_table(resource):
             return True
         try:
@@ -464,8 +442,9 @@ class Watching:
         self.refresh_mounts()
         self._touch_with_mounts(None)
 
-    def _scan(self, keys: Iterable[int]) -> None:
+    def _scan(self, keys: Sequence[int]) -> None:
         self._keep_clear()
+        self._place_lately(keys)
         scannable: list[int] = []
         others: list[int] = []
         for key in keys:

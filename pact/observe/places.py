@@ -62,10 +62,9 @@ class RemotePlaces:
         with open("/proc/self/mountinfo", "rb") as f:
             return cls((m.mount_point, m.fstype) for m in parse_mountinfo(f.read()))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePlaces) and self._points == other._points
-
-    __hash__ = None  # type: ignore[assignment]
+    def differing(self, other: RemotePlaces) -> list[bytes]:
+        """The mount points at which these are other places than ``other``."""
+        return [point for point, _ in self._points.items() ^ other._points.items()]
 
     def __bool__(self) -> bool:
         return bool(self._points)
