@@ -1,8 +1,8 @@
 """Which declared paths the loop may look at itself: those that no other machine and no user's process can hold up.
 
-The others leave the table of signatures, and a worker looks at them. Anybody may mount a file system of his own process,
-again and again: such a change must cost the loop no more than what it concerns. What is named at or below the mount is
-placed anew at once; what only a symbolic link can lead there, right before the next look at it.  # F13
+The others leave the table of signatures, and a worker looks at them. Anybody may mount a file system of his own, again
+and again: such a change must cost the loop no more than what it concerns. What is named at or below the mount is placed
+anew at once; what only a symbolic link can lead there, right before the next look at it.  # F13
 """
 
 from __future__ import annotations
