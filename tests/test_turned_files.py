@@ -10,10 +10,12 @@ import mmap
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +33,7 @@ from pact.resources.support.way import turners
 
 RACE_S = float(os.environ.get("PACT_RACE_S", "3"))
 ANN, BOB = 1234, 1235
+NET_RAW = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)  # cap_net_raw=ep, as the kernel keeps it
 FILE = KINDS["file"]
 pytestmark = [
     pytest.mark.root,
@@ -141,17 +144,37 @@ def test_what_is_written_while_it_is_asked_about_is_not_made_set_uid_again(
     """A write takes the set-uid bit away, and cannot while pact has done so."""
     path = made(a_home / "tool", "as declared", ANN, 0o4755)
     step = as_seen(path, owner="root", group="root")
-    with open(path, "r+b", buffering=0) as another_s:
-        asked = dress.being_written
+    with ExitStack() as stack:
+        asked, before = dress.being_written, [True]
 
         def being_written(fd: int) -> bool:
-            another_s.write(b"as he likes")
+            if not before:  # her rights are taken away by now
+                stack.enter_context(open(path, "r+b", buffering=0)).write(b"as he likes")
+            before.clear()
             return asked(fd)
 
         monkeypatch.setattr(dress, "being_written", being_written)
         with pytest.raises(RestoreError, match="not set-uid or set-gid any more"):
             restore_file(os.fsencode(path), step, {}.get)
     assert of(path) == (ANN, "0755") and path.read_text() == "as he likes"
+
+
+def test_what_is_open_for_writing_is_refused_before_anything_is_changed(
+    a_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between would leave it root's, with a writer whom the next run does not ask about; and a change of the
+    owner takes capabilities away."""
+    path = made(a_home / "tool", "as declared", ANN, 0o4755)
+    os.setxattr(path, "security.capability", NET_RAW)
+
+    def killed(*_: object) -> None:
+        pytest.fail("the owner or the rights were changed before anybody asked")
+
+    monkeypatch.setattr(os, "fchown", killed)
+    monkeypatch.setattr(os, "fchmod", killed)
+    with open(path, "r+b"), pytest.raises(RestoreError, match="open for writing"):
+        restore_file(os.fsencode(path), as_seen(path, owner="root", group="root"), {}.get)
+    assert of(path) == (ANN, "4755") and os.getxattr(path, "security.capability") == NET_RAW
 
 
 def test_what_cannot_be_read_again_stays_hers(a_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

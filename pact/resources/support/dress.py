@@ -18,6 +18,7 @@ from pact.resources.support.way import turners
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
 PIECE: Final = 64 << 10
+WRITTEN: Final = "somebody has it open for writing, and would go on writing into it"
 SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 #: Attributes that belong to the file system or the kernel.
 PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
@@ -41,18 +42,20 @@ def take_over(fd: int, target: Attrs, actual: Attrs | None) -> str:
     """Before a file gets power in place (from a user's it becomes root's or another's, or set-uid, or gets
     capabilities): take away all rights to write it, ask the kernel whether somebody has it open for writing, or mapped
     so, and read once more what is in it. Who has it open would go on writing; who had it may have written since it was
-    seen. Returns why not, with the file as it was, but without such power of its own: a write takes that away, and one
-    in between found nothing to take.  # R13"""
+    seen. Returns why not, with the file as it was. If that was found only after its rights had been taken away, it has
+    no such power of its own any more: a write takes that away, and one in between found nothing to take.  # R13"""
     st = os.fstat(fd)
     if not _empowers(st, target):
         return ""
+    if being_written(fd):  # asked before anything is changed: a kill after that would leave it root's, and him writing
+        return WRITTEN
     mode = stat.S_IMODE(st.st_mode)
     os.fchown(fd, 0, 0)
     os.fchmod(fd, mode & ~(SET_ID | 0o222))
     why = ""
     try:
         if being_written(fd):
-            why = "somebody has it open for writing, and would go on writing into it"
+            why = WRITTEN
         elif "sha256" in target and actual is not None and not _holds(fd, actual):
             why = "it was changed again at the last moment"
     except OSError as exc:
