@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_what_health_checks_and_epilogs_run_imports_nothing_of_the_agent(words: 
     assert {m for m in modules if m.startswith(("pact.agent", "pact.observe", "pact.net", "zmq"))} == set()
 
 
-def _launched(tmp_path: Path, end: str, *words: str) -> str:
+def _launcher(tmp_path: Path, end: str) -> list[str]:
     """The package's launcher with another last line, from where this Python has what pact needs."""
     places = [str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))]
     text = (ROOT / "packaging" / "pact-launcher").read_text()
@@ -113,8 +114,31 @@ def _launched(tmp_path: Path, end: str, *words: str) -> str:
         "\nentry()\n", f"\n{end}\n"
     )
     (tmp_path / "pact").write_text(text)
-    command = [os.path.realpath(sys.executable), "-IS", str(tmp_path / "pact"), *words]
+    return [os.path.realpath(sys.executable), "-IS", str(tmp_path / "pact")]
+
+
+def _launched(tmp_path: Path, end: str, *words: str) -> str:
+    command = [*_launcher(tmp_path, end), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_ctrl_c_while_a_command_is_imported_shows_nothing(tmp_path: Path) -> None:
+    slow = tmp_path / "argparse.py"  # stands for any module: it is imported for as long as anybody likes
+    slow.write_text("import time\nprint('imported', flush=True)\ntime.sleep(60)\n")
+    command = _launcher(tmp_path, "entry()")
+    launcher = Path(command[-1])
+    launcher.write_text(launcher.read_text().replace("slice(0), [", f"slice(0), [{str(tmp_path)!r}, "))
+    command = ["env", "--default-signal=INT", *command]  # whoever started the tests may ignore it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "imported\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "" and process.returncode == -signal.SIGINT
+
+
+def test_a_command_takes_ctrl_c_itself_once_it_is_imported(tmp_path: Path) -> None:
+    end = "import atexit\natexit.register(lambda: print(signal.getsignal(2) is signal.default_int_handler))\nentry()"
+    command = ["env", "--default-signal=INT", *_launcher(tmp_path, end), "status", "--help"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("True\n")
 
 
 def test_the_package_starts_a_command_without_what_else_is_installed_for_python(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -157,6 +158,8 @@ def open_standard() -> None:
 
 def entry() -> NoReturn:
     """The console script."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # ``packaging/pact-launcher``
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     open_standard()
     sys.exit(main())
 
