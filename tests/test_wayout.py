@@ -132,6 +132,40 @@ def test_what_has_changed_while_the_question_stood_is_shown_first(
     }
 
 
+@pytest.mark.parametrize("word", ["c", "e", "r"])
+def test_what_never_rests_can_be_decided_about_at_the_third_answer(
+    says: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = Agent([change("c7")])
+    looks = iter(range(100))
+    agent.entry = lambda: {**ENTRY, "diff": f"+{next(looks)}\n"}
+    says += [word, "5m"] * 3 if word != "r" else [word] * 3
+    wayout.ask(agent, OWNER)
+    shown = capsys.readouterr().out
+    assert shown.count("nothing was done") == 2 and shown.count("about it as it is then") == 1 and "\x1b" not in shown
+    assert [op for op, _ in agent.asked if op not in ("status", "diff")] == [
+        {"c": "commit", "e": "extend", "r": "rollback"}[word]
+    ]
+
+
+def test_what_comes_beside_it_is_shown_first_however_restless_it_is(
+    says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = Agent([change("c7")])
+    looks = iter(range(100))
+
+    def entry() -> dict[str, Any]:
+        if (look := next(looks)) == 2:  # its status was asked before
+            agent.changes.append(change("c8"))
+        return {**ENTRY, "diff": f"+{look}\n"}
+
+    agent.entry = entry
+    says += ["r"] * 4
+    wayout.ask(agent, OWNER)
+    assert capsys.readouterr().out.count("nothing was done") == 3
+    assert [f["targets"] for op, f in agent.asked if op == "rollback"] == [["c7", "c8"]]
+
+
 def test_without_anything_open_nothing_is_asked(says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     agent = Agent([change("c8", uid=1)])
     wayout.ask(agent, OWNER)

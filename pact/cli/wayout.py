@@ -24,6 +24,8 @@ class Asks(Protocol):
 QUESTION: Final = "commit / extend / roll back / leave? [leave] "
 BY: Final = "15m"
 SHOWN_MAX: Final = 12
+#: A resource that was another one so often by the time of an answer is decided about as it is.
+RESTLESS: Final = 2
 WORDS: Final = {"commit": "commit", "extend": "extend", "rollback": "roll back", "roll back": "roll back", "leave": ""}
 
 
@@ -52,6 +54,7 @@ class _Open:
     def __init__(self, agent: Asks, owner: str) -> None:
         """Asks the node. Raises PactError."""
         self._agent, self._owner = agent, owner
+        self._moved: dict[str, int] = {}  # resource -> how often it was another one by the time of an answer
         self.doc = agent.ask("status", {}).accepted().result
         self.changes = mine(self.doc["changes"], owner)
         self.ids = [c["id"] for c in self.changes]
@@ -64,21 +67,35 @@ class _Open:
             say(line)
         say(_left(self.changes))
 
-    def said(self) -> Any:
-        """What a decision is about."""
-        return self.ids, [[e.get(key) for key in ("id", "declared", "actual", "diff")] for e in self.entries]
+    def _said(self) -> dict[str, Any]:
+        """What a decision is about, by resource."""
+        return {e["id"]: [e.get(key) for key in ("declared", "actual", "diff")] for e in self.entries}
 
     def moved(self) -> bool:
-        """Whether it is something else by now: then that is shown, and nothing is to be done. Raises PactError."""
+        """Whether it is something else by now: then that is shown, and nothing is to be done. What never rests would
+        never be decided about: from the third time on the answer is about it as it is then. Raises PactError."""
         fresh = _Open(self._agent, self._owner)
-        if fresh.said() == self.said():
+        then, now = self._said(), fresh._said()
+        others = then.keys() ^ now.keys()
+        changed = [r for r in then.keys() & now.keys() if then[r] != now[r]]
+        new = [r for r in changed if self._moved.get(r, 0) < RESTLESS]
+        if fresh.ids == self.ids and not others and not new:
             return False
+        for resource in changed:
+            self._moved[resource] = self._moved.get(resource, 0) + 1
         self.doc, self.changes, self.ids, self.entries = fresh.doc, fresh.changes, fresh.ids, fresh.entries
-        now = "is now" if self.ids else "nothing of this session is open"
-        print(f"nothing was done: it has changed meanwhile, and {now}")
+        became = "is now" if self.ids else "nothing of this session is open"
+        print(f"nothing was done: it has changed meanwhile, and {became}")
         if self.ids:
             self.show()
+            self._say_restless()
         return True
+
+    def _say_restless(self) -> None:
+        restless = [r for r in self._said() if self._moved.get(r, 0) >= RESTLESS]
+        if restless:
+            more = f" and {len(restless) - 1} more" if len(restless) > 1 else ""
+            say(f"{clean(restless[0])}{more}: changes again and again; the next answer is about it as it is then")
 
 
 def _ask(agent: Asks, owner: str) -> None:
