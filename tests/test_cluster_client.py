@@ -16,7 +16,8 @@ import pytest
 from cluster_kit import Kit, free_ports
 
 from pact.cli import main
-from pact.cluster.client import RootClient
+from pact.cluster.client import Result, RootClient
+from pact.core.tree.wire import Message, message
 from pact.errors import DeniedError, UnreachableError
 from pact.limits import TREE_CLIENTS_EACH_MAX
 from pact.net import keys
@@ -320,3 +321,28 @@ def test_who_interrupts_it_is_never_left_waiting(kit: Kit) -> None:
     words = [sys.executable, "-c", INTERRUPTED, kit.secret("olga"), url, kit.public["root1"]]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0 and int(done.stdout) > 100, done
+
+
+def test_who_was_silent_for_long_is_answered_all_the_same(kit: Kit) -> None:
+    """A client that says nothing between two requests is forgotten after six seconds."""
+    root = kit.start_root()
+    heard = root.received
+
+    def answered(m: Message, t_ns: int, wall_ns: int) -> list[Message]:
+        if m.kind != "request":
+            return heard(m, t_ns, wall_ns)
+        return [message("result", {"client": m.head["client"], "id": m.head["id"]}, b"{}")]
+
+    root.received = answered  # type: ignore[method-assign]
+    told: list[int] = []
+
+    def ask() -> None:
+        with connected(kit, ("root1", kit.url), said=[]) as client:
+            for pause_s in (0.0, 7.0):
+                time.sleep(pause_s)
+                told.extend(i.exit for i in client.ask("holds", {}, None) if isinstance(i, Result))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    kit.until(lambda: not thread.is_alive(), "both are answered", 30)
+    assert told == [0, 0]

@@ -39,6 +39,7 @@ from pact.net.monitors import next_event
 
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0
+IDLE_S: Final = 2 * BEAT_S
 SILENCE_S: Final = 8.0
 BODY_MAX: Final = checks.BODY_MAX
 WATCHED: Final = (
@@ -318,6 +319,9 @@ class RootClient:
         body = orjson.dumps(args)
         if len(body) > BODY_MAX:
             raise UsageError(f"the request has {len(body)} bytes; at most {BODY_MAX} travel", "split the file")
+        if time.monotonic() - self._sent_s > IDLE_S:  # it said nothing for so long that it may be forgotten there
+            self._hello()
+            self._welcome(self.url, False, min(WELCOME_S, self._ends_s - time.monotonic()))
         self._heard_s = time.monotonic()
         if timeout_s and self._timeout_s:  # the root's time limit: its answer must still come in time
             timeout_s = max(TAIL_S, self._ends_s - time.monotonic() - TAIL_S)
