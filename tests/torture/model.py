@@ -145,8 +145,7 @@ class Model:
         kind, _, name = resource.partition(":")
         if os.path.basename(name).startswith(OWN_NAMES):
             return True
-        values = [v for _, v in self.earlier.get(resource, ())]
-        values += [self.declared[resource]] if resource in self.declared else []
+        values = self._wanted(resource)
         if any(conforms(resource, v, after) for v in values):
             return True
         if kind == "sysctl" and self._dragged(resource, before, after):
@@ -167,12 +166,17 @@ class Model:
             return True  # what is new there is drift from absent; its content is owed
         return resource in self.removable and resource not in after
 
+    def _wanted(self, resource: str) -> list[Thing]:
+        """What it may be brought to: what is declared, and what was or was applied lately."""
+        values = [v for _, v in self.earlier.get(resource, ())]
+        return [*values, self.declared[resource]] if resource in self.declared else values
+
     def _dragged(self, resource: str, before: Look, after: Look) -> bool:
-        """The kernel moved this switch with another that was brought to what is declared: where the declaration
+        """The kernel moved this switch with another that was brought to what it may be brought to: where the declaration
         contradicts itself it cannot be as declared in all its places. That is drift, and must be told."""
-        others = [r for r in self.declared if is_forwarding(r) and r != resource]
+        others = [r for r in {*self.declared, *self.earlier} if is_forwarding(r) and r != resource]
         return is_forwarding(resource) and any(
-            before.get(r) != after.get(r) and conforms(r, self.declared[r], after) for r in others
+            before.get(r) != after.get(r) and any(conforms(r, v, after) for v in self._wanted(r)) for r in others
         )
 
     def _on_the_way(self, resource: str) -> bool:
@@ -185,7 +189,7 @@ class Model:
         above = os.path.dirname(name)
         while above != "/":
             r = f"file:{above}"
-            declared = [*(v for _, v in self.earlier.get(r, ())), *([self.declared[r]] if r in self.declared else [])]
+            declared = self._wanted(r)
             was_link = before.get(r, ABSENT)["type"] == "symlink"
             if before.get(r) != after.get(r) and any(
                 ("symlink" in d or was_link) and conforms(r, d, after) for d in declared

@@ -116,12 +116,14 @@ def sysctls(names: Iterable[str]) -> Look:
 
 
 def look(top: str, names: Iterable[str], hung: Collection[str] = ()) -> Look:
-    """Everything at once."""
+    """Everything at once: what was moved meanwhile is looked at again. Some of the files may have lain below a mount that
+    came or went, and one switch of the kernel's has several names, which one moment shows alike."""
+    names = list(names)
     while True:
-        mounts = mounts_below(top)
-        out = {**files_below(top, hung), **mounts, **sysctls(names)}
-        if mounts_below(top) == mounts:  # else some of the files lay below what came or went meanwhile
-            return out
+        mounts, values = mounts_below(top), sysctls(names)
+        files = files_below(top, hung)
+        if sysctls(names) == values and mounts_below(top) == mounts:
+            return {**files, **mounts, **values}
 
 
 def digest(content: bytes) -> str:

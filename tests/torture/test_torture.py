@@ -10,9 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import sight
 
 SCRIPT = Path(__file__).with_name("run.py")
 MISSING = [name for name in ("unshare", "setpriv", "ip", "mount") if shutil.which(name) is None]
@@ -24,6 +26,18 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed"),
     pytest.mark.timeout(420),
 ]
+
+
+def test_a_look_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One switch of the kernel's has two names: read while the agent moves it, they would contradict each other."""
+    reads = iter([("1", "0"), ("0", "0"), ("0", "0"), ("0", "0")])
+
+    def sysctls(names: Iterable[str]) -> sight.Look:
+        return {f"sysctl:{n}": {"value": v} for n, v in zip(names, next(reads), strict=True)}
+
+    monkeypatch.setattr(sight, "sysctls", sysctls)
+    found = sight.look(str(tmp_path), iter(["ip_forward", "all.forwarding"]))
+    assert found == {"sysctl:ip_forward": {"value": "0"}, "sysctl:all.forwarding": {"value": "0"}}
 
 
 @pytest.mark.parametrize(("kind", "seconds"), [("node", 100), ("cluster", 20)])
