@@ -231,9 +231,12 @@ class Model:
         """For some steps this value may be what the agent restores, or what an apply made."""
         self.earlier.setdefault(resource, []).append((self.step, value))
 
-    def begin(self, step: int) -> None:
-        """Another step: what was declared long ago binds nobody any more."""
+    def begin(self, step: int, hangs: bool) -> None:
+        """Another step: what was declared long ago binds nobody any more. A request that waits for what ``hangs`` may be
+        carried out when that answers again: until then nothing is long ago."""
         self.step = step
+        if hangs:
+            self.earlier = {r: [(step, v) for _, v in kept] for r, kept in self.earlier.items()}
         fresh = {r: [(n, v) for n, v in kept if step - n <= EARLIER_STEPS] for r, kept in self.earlier.items()}
         self.earlier = {r: kept for r, kept in fresh.items() if kept}
 

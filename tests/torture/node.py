@@ -354,7 +354,7 @@ class Node:
         """One deed or fault, and what follows from it."""
         self.step_no = number
         rng = random.Random(f"{self.seed}/{number}")
-        self.model.begin(number)
+        self.model.begin(number, bool(self.hung.path))
         self.take_back()
         self.judge()
         table = self.faults if rng.random() < FAULTS_SHARE else self.deeds

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import sight
+from model import EARLIER_STEPS, Model
 
 SCRIPT = Path(__file__).with_name("run.py")
 MISSING = [name for name in ("unshare", "setpriv", "ip", "mount") if shutil.which(name) is None]
@@ -38,6 +39,20 @@ def test_a_look_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sight, "sysctls", sysctls)
     found = sight.look(str(tmp_path), iter(["ip_forward", "all.forwarding"]))
     assert found == {"sysctl:ip_forward": {"value": "0"}, "sysctl:all.forwarding": {"value": "0"}}
+
+
+def test_what_waits_for_a_hung_mount_may_be_applied_late_and_no_later() -> None:
+    model = Model()
+    model.begin(1, hangs=True)
+    model.bound("file:/f", {"content": "x"})
+    for step in range(2, 20):
+        model.begin(step, hangs=True)
+    model.begin(20, hangs=False)
+    looks = {"file:/f": {"type": "absent"}}, {"file:/f": {"type": "file", "content": b"x"}}
+    assert model.moved(*looks) == []
+    for step in range(21, 21 + EARLIER_STEPS):
+        model.begin(step, hangs=False)
+    assert model.moved(*looks) == ["file:/f"]
 
 
 @pytest.mark.parametrize(("kind", "seconds"), [("node", 100), ("cluster", 20)])
