@@ -206,6 +206,8 @@ def test_what_is_there_before_an_application_is_stored_no_later_than_its_record(
     from pact.core.node.events import Probe, Probed
 
     class Store(dict[str, bytes]):
+        path = ""
+
         def has(self, digest: str) -> bool:
             return digest in self
 

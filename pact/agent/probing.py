@@ -23,6 +23,7 @@ from pact.resources.support.locks import locks_on
 from pact.resources.support.obstacles import obstacles
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.possible import impossible
+from pact.resources.support.room import Store
 
 NAMED_MAX: Final = 5
 SEAL_BYTES: Final = 16
@@ -107,7 +108,9 @@ def probe(
     left = (KINDS[split_id(s.id)[0]].left_behind(split_id(s.id)[1], s) for s in differing)
     notes += [text for text in left if text]
     in_the_way, made = obstacles([*differing, *carried], conforming)
-    refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
+    moved = {s.id: s for s in (*differing, *carried)}
+    in_order = [moved[s.id] for s in steps if s.id in moved]
+    refusals, notes = [*refusals, *in_the_way, *impossible(in_order, _to_store(in_order, keep, applying))], notes + made
     refusals = [unquoted(r, *(a for s in differing for a in (s.target, s.actual))) for r in refusals]  # S2
     if differing and consumers and not force:
         refusals += locks_on(differing)
@@ -142,6 +145,13 @@ def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
         return False
     signature, (kind, name) = known[:-SEAL_BYTES], split_id(step.id)
     return sealed(signature, step.actual) == known and KINDS[kind].is_still(name, signature)
+
+
+def _to_store(steps: Iterable[Step], keep: Keep, applying: bool) -> Store:
+    """What the store takes before the first step: what they overwrite, and the new contents that it has not."""
+    targets = (s.target for s in steps if applying and s.target is not None)
+    new = {t["sha256"]: t.get("size", 0) for t in targets if "sha256" in t}
+    return Store(keep.store, keep.owed + sum(size for digest, size in new.items() if not keep.stored(digest)))
 
 
 def _not_yet(step: Step) -> str:

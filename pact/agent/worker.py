@@ -195,7 +195,12 @@ class Worker:
 
     def _keep(self, *, hold: bool = True, spill: bool = False) -> Keep:
         return Keep(
-            self.file_limit, self.room(), hold=hold, stored=self.blobs.has, spill=self._store if spill else None
+            self.file_limit,
+            self.room(),
+            hold=hold,
+            stored=self.blobs.has,
+            spill=self._store if spill else None,
+            store=self.blobs.path,
         )
 
     # -- jobs ---------------------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ class BlobReader:
     """Contents for another thread, through a separate connection."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._db: sqlite3.Connection | None = None
 
     def _all(self, sql: str, asked: Sequence[str]) -> list[Any]:
         try:
             if self._db is None:
-                self._db = connect(self._path, read_only=True)
+                self._db = connect(self.path, read_only=True)
             return self._db.execute(sql, asked).fetchall()
         except sqlite3.Error as exc:
             raise JournalError(f"journal: {exc}") from None

@@ -21,7 +21,8 @@ class Keep:
     ``unkept`` says why a resource's content is not kept; ``full`` names resources for whose content the store has no
     room. Contents that are already ``stored`` need no room. ``looked`` has by name the last observation, and whether it
     is secret: counting it needs no second read. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of
-    them. Without ``hold`` contents are only counted, and do not stay in memory.
+    them. Without ``hold`` contents are only counted, and do not stay in memory. ``owed``: bytes that were counted and
+    are not in the ``store`` (the path of its file) yet.
     """
 
     limit: int
@@ -35,6 +36,8 @@ class Keep:
     stored: Callable[[str], bool] = field(default=lambda digest: False)
     looked: dict[str, tuple[Observation, bool]] = field(default_factory=dict)
     held: int = 0
+    owed: int = 0
+    store: str = ""
 
     def take(self, resource: str, digest: str, size: int, content: bytes | None) -> None:
         """A ``content`` of ``size`` bytes was met; ``None`` if it was not read into memory."""
@@ -47,6 +50,7 @@ class Keep:
             self.full.add(resource)
         else:
             self.room -= 0 if there else size
+            self.owed += 0 if there else size
             self.known.add(digest)
             if self.hold and content is not None:
                 self.blobs[digest] = content
@@ -59,6 +63,7 @@ class Keep:
         if self.spill is not None and self.blobs:
             blobs, self.blobs, self.held = self.blobs, {}, 0
             self.spill(blobs)
+            self.owed = 0
 
 
 @dataclass(frozen=True, slots=True)

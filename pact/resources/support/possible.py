@@ -18,14 +18,16 @@ from pact.model import Attrs, decode_name, encode_name, split_id
 from pact.resources.base import errno_text
 from pact.resources.support.accounts import group_id, user_id
 from pact.resources.support.fstab import BIND, device_of
+from pact.resources.support.room import NO_STORE, Store, lacking
 from pact.resources.support.way import hangs
 
 MODPROBE_S: Final = 10.0
 HELPERS: Final = ("/sbin", "/usr/sbin", "/usr/local/sbin")
 
 
-def impossible(steps: Sequence[Step]) -> list[str]:
-    """Why steps of this plan cannot be done: one line for each reason."""
+def impossible(steps: Sequence[Step], store: Store = NO_STORE) -> list[str]:
+    """Why steps of this plan, in the order in which they run, cannot be done: one line for each reason. ``store`` takes
+    what they overwrite."""
     mounts = [split_id(s.id)[1] for s in steps if s.id.startswith("mount:")]
     out: list[str] = []
     files = []
@@ -41,7 +43,7 @@ def impossible(steps: Sequence[Step]) -> list[str]:
             out += [f"{step.id}: {why}" for why in _link(step.target, step.actual, steps)]
         elif kind == "service" and _masks(step):
             out += [f"{step.id}: {why}" for why in _in_the_way(name, steps)]
-    return out + _places(files)
+    return out + _places(files, store)
 
 
 def _link(target: Attrs, actual: Attrs | None, steps: Sequence[Step]) -> list[str]:
@@ -71,10 +73,10 @@ def _people(target: Attrs | None) -> Iterator[str]:
             yield f"there is no such {'user' if key == 'owner' else 'group'} here: {target[key]}"
 
 
-def _places(steps: Iterable[Step]) -> list[str]:
+def _places(steps: Iterable[Step], store: Store) -> list[str]:
     """File systems that cannot be written, or have no room for what the plan makes."""
     out: list[str] = []
-    wanted: dict[int, tuple[Step, os.statvfs_result, int, int]] = {}
+    written: list[tuple[Step, int, os.statvfs_result]] = []
     places: dict[bytes, tuple[os.statvfs_result, int] | None] = {}
     for step in steps:
         path = os.path.dirname(decode_name(split_id(step.id)[1]))
@@ -89,28 +91,8 @@ def _places(steps: Iterable[Step]) -> list[str]:
         if found.f_flag & os.ST_RDONLY:
             out.append(f"{step.id}: its file system is read-only")
             continue
-        first, _, size, count = wanted.get(device, (step, found, 0, 0))
-        wanted[device] = first, found, size + _size(step), count + _makes(step)
-    for step, found, size, count in wanted.values():
-        room = found.f_bfree * found.f_frsize
-        if size > room:
-            out.append(f"{step.id}: its file system has room for {room} bytes, and the plan needs {size}")
-        elif found.f_files and count > found.f_ffree:
-            out.append(f"{step.id}: its file system has room for {found.f_ffree} files, and the plan makes {count}")
-    return out
-
-
-def _makes(step: Step) -> int:
-    """The number of new files that exist at the same time as the old ones."""
-    target, actual = step.target, step.actual
-    if target is None or (actual is not None and actual.get("type") == "directory" == target["type"]):
-        return 0
-    kept = ("type", "sha256", "target")
-    return 0 if actual is not None and all(target.get(k, actual.get(k)) == actual.get(k) for k in kept) else 1
-
-
-def _size(step: Step) -> int:
-    return int((step.target or {}).get("size", 0)) if _makes(step) else 0
+        written.append((step, device, found))
+    return out + lacking(written, store)
 
 
 # -- mounts ---------------------------------------------------------------------------------------------------------
