@@ -58,9 +58,13 @@ XATTRS_MAX: Final = 64 << 10  # a file's extended attributes, with their names
 REFUSALS_AT_ONCE: Final = 100  # of all people on a node who are not administrators; then one a second, with a count
 DENIED_EACH_MAX: Final = 60  # refusals of one account at once; then it is served once a second
 ROOT_DENIED_PER_MINUTE: Final = 60  # refusals of one person in the root's log
-MOVING_PER_S: Final = 5  # of all resources in constant motion on a node: below the root's share, which others need too
+MOVING_AT_ONCE: Final = 500  # records of what others than root move on a node, all together; then
+MOVING_PER_S: Final = 5  # so many a second: below the root's share, which others need too
 MOVING_BYTES: Final = 8 << 10  # what is longer counts as several
 MOVING_S: Final = 600.0  # but the last state of each at the latest after this pause
+MOVING_EACH: Final = 10  # beside that, of one person who has moved little of late
+MOVING_EACH_S: Final = 60.0  # and then one in this time
+MOVING_OWNERS_MAX: Final = 64  # of so many people
 SHARE_EVENTS: Final = 20_000  # of one node at once in the root's log; then ``[journal] share`` a second
 SHARE_BYTES: Final = 64 << 20
 

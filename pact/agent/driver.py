@@ -134,6 +134,7 @@ class Driver:
         self.telling = Worker("pact-telling", config.file_limit, self.room, blobs, self.ignore, self._wake)
         self._workers = [self.worker, self._slow, self.asking, self.telling]
         self.watching = Watching(config, self.clock.now_ns(), self.ignore)
+        self.watching.pace.whose = self._hands
         self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
         self.notifier = Notifier()
@@ -288,6 +289,8 @@ class Driver:
                         self.node.unreadable.pop(resource, None)
                         self.watching.tracking.look(resource)
             elif conforming := payloads.conforming(said):
+                if isinstance(said, payloads.DriftCleared):
+                    self.watching.pace.cleared(said.resource, self.clock.now_ns())
                 for resource in conforming:
                     if resource not in self.node.state:  # it was new below an enforced pattern
                         self.watching.drop(resource)
@@ -296,11 +299,17 @@ class Driver:
             elif isinstance(said, payloads.Tracked):
                 self.watching.tracking.follow(self.node.state.tracked)
             elif isinstance(said, payloads.DriftDetected):
-                theirs = pace.is_others(said.actual)
+                theirs = pace.is_others(said.actual, said.owner)
                 self.watching.recorded([said.resource], self.clock.now_ns(), pace.length(said.actual), theirs=theirs)
             say(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
             self._snapshot()
+
+    def _hands(self, resource: str) -> str:
+        """Who beside root may move a resource as it is declared, or as it was seen last; ``""``: nobody."""
+        declared, change = self.node.state.declared(resource), self.node.state.change_of(resource)
+        seen = change.members[resource].actual if change is not None else None
+        return pace.hands(seen) or pace.hands(declared.attrs if declared is not None else None)
 
     def make_room(self) -> None:
         """If the content store is nearly full, forget contents that rollbacks replaced long ago."""

@@ -1,9 +1,8 @@
 """Which resources to observe, and when: events, the periodic rescan, and the pace of both.
 
 Observers report touched paths; a table of signatures finds changes that they could not see. A resource whose drift was
-just recorded is observed again half a second later at the soonest, and later and later while it keeps moving, the later
-the more of them move, so that files in constant motion cannot flood the journal; their last state is always recorded,
-and every request observes first.
+just recorded is observed again later and later while it keeps moving (``pace``), so that files in constant motion
+cannot flood the journal; their last state is always recorded, and every request observes first.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Final
 from pact._fast import FileTable
 from pact.agent.config import Config
 from pact.agent.followers import Followers
+from pact.agent.pace import Pace
 from pact.agent.placing import Placing
 from pact.agent.signatures import loaded, pack, written
 from pact.agent.sources import Sources
@@ -25,7 +25,6 @@ from pact.core.node.events import Sighting
 from pact.core.node.writers import together
 from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
-from pact.limits import MOVING_BYTES, MOVING_PER_S, MOVING_S
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
@@ -39,9 +38,6 @@ from pact.resources.base import require_short
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256
-AGAIN_NS: Final = NS_PER_S // 2
-AGAIN_MAX_NS: Final = 30 * NS_PER_S
-PACED_MAX: Final = 10_000
 SLICES_MAX: Final = 100
 SLICE_MIN_NS: Final = NS_PER_S // 10
 SLOW_BYTES: Final = 8 << 20
@@ -82,10 +78,7 @@ class Watching:
         self._points: set[bytes] | None = None
         self.points_moved = False  # since they were saved
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
-        self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
-        self._moving: dict[str, int] = {}  # those that were recorded again soon: for how many records each counts
-        self._weight = 0  # of all these
-        self._moving_ns = 0  # when it is looked through again
+        self.pace = Pace()
         self._cache = os.path.join(config.state_dir, CACHE_NAME)
         self._key_of: dict[str, int] = {}
         self.placing = Placing(self.table, self._key_of, self.bad)
@@ -169,6 +162,7 @@ class Watching:
                 self.observers.unwatch(path)
         for waiting in (self.pending, self._delayed, self._held):
             waiting.pop(resource, None)
+        self.pace.drop(resource)
 
     def __contains__(self, resource: str) -> bool:
         return resource in self._key_of
@@ -319,27 +313,9 @@ class Watching:
         """Their drift was just journaled: observe them again only after a pause, which is longer for those that keep
         moving. ``size``: of what was recorded of each; what is long counts as several. ``theirs``: others than root may
         move it; what root alone moves has its own pace, and is not held up by them."""
-        weight = 1 + size // MOVING_BYTES if theirs else 0
         for resource in resources:
             self.look_anew(resource)
-            last_ns, pause_ns = self._paced.get(resource, (0, 0))
-            soon = pause_ns and now_ns - last_ns < 4 * pause_ns
-            # S3: of all together
-            all_ns = min(self._weight * NS_PER_S // MOVING_PER_S, int(MOVING_S * NS_PER_S)) if theirs else 0
-            pause_ns = max(min(2 * pause_ns, AGAIN_MAX_NS), all_ns) if soon else AGAIN_NS
-            self._paced[resource] = (now_ns, pause_ns)
-            self._weight += (weight if soon else 0) - self._moving.pop(resource, 0)
-            if soon:
-                self._moving[resource] = weight
-        if now_ns >= self._moving_ns:
-            self._moving_ns = now_ns + NS_PER_S
-            if len(self._paced) > PACED_MAX:
-                self._paced = {r: (t, p) for r, (t, p) in self._paced.items() if now_ns - t < 4 * p}
-            # Who goes on moving is looked at when its pause is over, and counts again then.
-            waits, since_ns = self._delayed.keys() | self.pending.keys(), now_ns - 4 * AGAIN_NS
-            ends_ns = {r: sum(self._paced.get(r, (0, 0))) for r in self._moving}
-            self._moving = {r: w for r, w in self._moving.items() if r in waits or ends_ns[r] > since_ns}
-            self._weight = sum(self._moving.values())
+            self.pace.recorded(resource, now_ns, size, theirs=theirs)
 
     def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
         """At most a batch of resources to observe now, with the last identified writer."""
@@ -349,9 +325,10 @@ class Watching:
         out: list[tuple[str, Owner | None]] = []
         for resource in list(islice(self.pending, OBSERVE_BATCH_MAX)):
             owner = self.pending.pop(resource)
-            again_ns = sum(self._paced.get(resource, (0, 0)))
-            if again_ns > now_ns and not everything:
-                self._delayed[resource] = (again_ns, owner)
+            if everything:
+                self.pace.forget(resource)
+            if not everything and (due_ns := self.pace.due_ns(resource, owner, now_ns)) > now_ns:
+                self._delayed[resource] = (due_ns, owner)
             else:
                 out.append((resource, owner))
         return out
