@@ -21,7 +21,9 @@ from pact.model import Observation, Unreadable, decode_name, encode_name, split_
 from pact.resources import KINDS, Kind
 from pact.resources.base import Among, Blobs
 from pact.resources.rules import nature
+from pact.resources.support import unsealed
 from pact.resources.support.ahead import FILES_MAX, Ahead
+from pact.resources.support.loose import LOOSE
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.sweep import sweep
 
@@ -81,6 +83,7 @@ def act(
         written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
         brought: list[Callable[[str], bool]] = []
+        open_ends: list[int] = []
         begun: set[str] = set()
         for at, step in enumerate(todo):
             if step.id in results:
@@ -95,6 +98,7 @@ def act(
             now = _as_moved(step) if stirred else _as_left(step) if step.id in through else step
             if step.id in sealed:
                 now = replace(now, target={**(now.target or {}), "flags": ""})
+                open_ends += _opened(step)
             if failed and _wrong(now):
                 came = {step.id: f"needs {failed[0]}, which failed"}
             elif _kind(step).at_once and not failed:
@@ -105,6 +109,8 @@ def act(
                 unread = _goes_ahead(step) and step.id not in through
                 came = {step.id: _restore(now, blobs, ahead, unread=unread, saves=saves, signed=signed, begun=begun)}
             results.update(came)
+            if step.id in sealed and not results[step.id]:  # only now what a kill left in it can be removed
+                lost |= _say_kept(steps, results, sweep([s for s in steps if _is_in(s, step)], blobs))
             written_kinds.add(split_id(step.id)[0])
             done += [s for s in todo[at:] if s.id in came and not came[s.id]] if len(came) > 1 else _if_done(step, came)
             if not results[step.id] and is_moved(step.id):
@@ -114,6 +120,8 @@ def act(
             seen = observe(step.id)
             if not results[step.id] and not isinstance(seen, Unreadable):
                 results[step.id] = _restore(replace(step, actual=seen), blobs)
+        for number in open_ends:
+            LOOSE.end(number)
         unsafe = _unsafe(ahead, done)
         results.update(ahead.late)
         done = [s for s in done if s.id not in ahead.late]
@@ -265,6 +273,21 @@ def needs(step: Step, bearing: Mapping[str, str]) -> list[str]:
                 break
             here = posixpath.dirname(here)
     return [*step.requires, *above]
+
+
+def _is_in(step: Step, directory: Step) -> bool:
+    return _directory(step) == decode_name(split_id(directory.id)[1])
+
+
+def _opened(step: Step) -> list[int]:
+    """A directory is about to be opened for the steps below it: puts its flags on record. If that is not possible it is
+    opened all the same: at worst it stays so after a kill, and is drift."""
+    path = decode_name(split_id(step.id)[1])
+    letters = unsealed.flags_of(path)
+    try:
+        return [unsealed.begin(path, letters)] if letters else []
+    except OSError:
+        return []
 
 
 def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[bytes, list[bytes]]) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Temporary steps for another step, on record until that other step is done.  # R11
 
 A file system in memory is made read-only before it is unmounted, a mount is marked while the kernel is asked whether it
-is idle, directories are made for a file that is restored, a link is set before it is known whether this node can still
-be reached. A kill in between would leave each of them for ever: when the agent starts, it takes back the steps on
-record.
+is idle, directories are made for a file that is restored, flags are taken off, a link is set before it is known whether
+this node can still be reached. A kill in between would leave each of them for ever: when the agent starts, it takes
+back the steps on record.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ BYTES_MAX: Final = 16 << 10
 FROZEN: Final = "frozen"
 MARKED: Final = "marked"
 MADE: Final = "made"
+#: Steps that outlive a boot.
+LASTING: Final = {MADE}
 #: Who takes back steps of other kinds than mounts and files, by what they are called; it raises what a record that is
 #: none makes it raise. Gives lines for the log.
 TAKEN_BACK_BY: Final[dict[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {}
@@ -51,7 +53,7 @@ class LooseEnds:
             return []
         try:
             known = strict.loads_object(os.pread(fd, BYTES_MAX, 0).rstrip(b"\0 \n") or b"{}", BYTES_MAX)
-            ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] == MADE]
+            ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] in LASTING]
         except (OSError, ValueError, KeyError, TypeError):
             ends = []
         said = [text for end in ends for text in _taken_back(end)]

@@ -23,6 +23,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import Blobs
+from pact.resources.support import unsealed
 from pact.resources.support.dress import FILE_FLAGS, dress, ids, may_dress, take_over
 from pact.resources.support.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.support.loose import LOOSE, MADE
@@ -64,17 +65,17 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = N
     if path == b"/":
         raise RestoreError("the root directory itself is not replaced")
     parent, leaf = os.path.split(path)
-    made, on_record = list[bytes](), 0
+    made, on_record = list[bytes](), list[int]()
     try:
         dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except FileNotFoundError:
         if step.target is None:
             return
-        on_record = LOOSE.begin(MADE, paths=[encode_name(p) for p in missing(parent)])
+        on_record.append(LOOSE.begin(MADE, paths=[encode_name(p) for p in missing(parent)]))
         try:
             dirfd, made = make_directory(parent)
         except BaseException:
-            LOOSE.end(on_record)
+            LOOSE.end(on_record.pop())
             raise
     except OSError as exc:
         if exc.errno == errno.ELOOP:
@@ -84,6 +85,7 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = N
     try:
         target = step.target
         if target is not None and "flags" in target and (cleared := flags_at(dirfd, leaf)):
+            on_record.append(unsealed.begin(path, cleared))
             set_flags_at(dirfd, leaf, "")
         if target is None:
             _remove(dirfd, leaf, step.actual)
@@ -111,8 +113,8 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = N
         raise
     finally:
         os.close(dirfd)
-        if on_record:
-            LOOSE.end(on_record)
+        for number in on_record:
+            LOOSE.end(number)
 
 
 def _seal(dirfd: int, leaf: bytes, letters: str) -> None:
