@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.observe.mountinfo import is_remote, mount_table, parse_mountinfo, unescape
+from pact.observe import mountinfo
+from pact.observe.mountinfo import is_remote, mount_table, parse_mountinfo, read_mounts, unescape
 
 PLAIN = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue\n"
 
@@ -17,9 +18,9 @@ def test_every_field_of_a_line_is_read() -> None:
     (m,) = parse_mountinfo(PLAIN)
     assert (m.mount_id, m.parent_id, m.major, m.minor) == (36, 35, 98, 0)
     assert (m.root, m.mount_point, m.source, m.fstype) == (b"/mnt1", b"/mnt2", b"/dev/root", "ext3")
-    assert m.options == [b"rw", b"noatime"]
-    assert m.optional == [b"master:1", b"propagate_from:2"]
-    assert m.super_options == [b"rw", b"errors=continue"]
+    assert m.options == (b"rw", b"noatime")
+    assert m.optional == (b"master:1", b"propagate_from:2")
+    assert m.super_options == (b"rw", b"errors=continue")
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,38 @@ def test_hostile_mount_points_are_decoded(escaped: bytes, name: bytes) -> None:
 def test_an_empty_source_and_no_optional_fields_are_accepted() -> None:
     (m,) = parse_mountinfo(b"1 2 0:3 / /x rw - tmpfs  rw,size=64k\n")
     assert m.source == b""
-    assert m.super_options == [b"rw", b"size=64k"]
-    assert m.optional == []
+    assert m.super_options == (b"rw", b"size=64k")
+    assert m.optional == ()
 
 
 def test_a_comma_inside_an_option_stays_inside() -> None:
     (m,) = parse_mountinfo(rb"1 2 0:3 / /x rw - overlay overlay rw,lowerdir=/a\054b:/c,index=off")
-    assert m.super_options == [b"rw", b"lowerdir=/a,b:/c", b"index=off"]
+    assert m.super_options == (b"rw", b"lowerdir=/a,b:/c", b"index=off")
+
+
+def test_only_lines_that_changed_are_read_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Any user may change the table again and again, with a file system of his own."""
+    read: list[bytes] = []
+    entry = mountinfo._entry
+
+    def counted(line: bytes) -> mountinfo.MountEntry:
+        read.append(line)
+        return entry(line)
+
+    monkeypatch.setattr(mountinfo, "_entry", counted)
+    table = tmp_path / "self"
+    monkeypatch.setattr(mountinfo, "TABLE", f"{tmp_path}/{{pid}}")
+    lines = [b"%d 1 0:%d / /m%d rw - tmpfs t rw\n" % (n, n, n) for n in range(1, 300)]
+    table.write_bytes(b"".join(lines))
+    assert len(read_mounts()) == 299 == len(read)
+    table.write_bytes(b"".join(lines[:100] + lines[101:] + [b"900 1 0:9 / /new ro - fuse f rw\n"]))
+    names = [m.mount_point for m in read_mounts()]
+    assert names == [b"/m%d" % n for n in range(1, 300) if n != 101] + [b"/new"]
+    assert read[299:] == [b"900 1 0:9 / /new ro - fuse f rw"]
+    table.write_bytes(lines[0].replace(b" rw - ", b" ro - "))
+    assert [m.options for m in read_mounts()] == [(b"ro",)]
+    table.write_bytes(lines[0] + lines[100])
+    assert [m.mount_point for m in read_mounts()] == [b"/m1", b"/m101"] and len(read) == 303, "only the last is kept"
 
 
 def test_the_running_kernels_table_is_read_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from pact.agent.tracking import TURN_ASKED_NS, TURN_NS, Tracking
 from pact.declared.toml import Ignore
 from pact.model import Declared
 from pact.observe import open_observers
+from pact.observe.mountinfo import MountEntry
 from pact.sim.world import World
 
 STEP_NS = 1_000_000
@@ -61,9 +63,9 @@ def test_more_names_than_may_wait_are_one_walk_over_everything(monkeypatch: pyte
         reads = itertools.count()
         table = tracking.foreign_mounts
 
-        def read() -> set[bytes]:
+        def read(mounts: Iterable[MountEntry]) -> set[bytes]:
             next(reads)
-            return table()
+            return table(mounts)
 
         monkeypatch.setattr(tracking, "foreign_mounts", read)
         monkeypatch.setattr(tracking, "TOUCHED_MAX", 100)

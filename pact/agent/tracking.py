@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from pact.core.node import tracked
 from pact.core.node.events import New
 from pact.model import NS_PER_S, UNATTRIBUTED, Owner, decode_name, encode_name, split_id
+from pact.observe.mountinfo import read_mounts
 from pact.observe.places import MOUNTS, RemotePlaces, may_hang
 from pact.resources import KINDS, WALKED
 from pact.resources.base import LINKS
@@ -202,9 +203,10 @@ class Tracking:
     def _look_for_mounts(self) -> None:
         generation = MOUNTS.generation()  # before the table is read: a change in between is seen the next time
         try:
-            self._foreign, self._remote = foreign_mounts(), RemotePlaces.now()
+            mounts = read_mounts()
         except (OSError, ValueError):
             return  # keep the last known table; the next check comes here again
+        self._foreign, self._remote = foreign_mounts(mounts), RemotePlaces((m.mount_point, m.fstype) for m in mounts)
         self._mounts = generation
 
     def _away(self, path: bytes) -> bool:

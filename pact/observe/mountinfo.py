@@ -8,6 +8,7 @@ backslash and (in options) comma, equals sign and ``#`` in octal.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
@@ -22,6 +23,7 @@ REMOTE_TYPES = frozenset(
 
 
 AUTOFS = "autofs"
+TABLE = "/proc/{pid}/mountinfo"
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,11 +34,15 @@ class MountEntry:
     minor: int
     root: bytes
     mount_point: bytes
-    options: list[bytes]
-    optional: list[bytes]
+    options: tuple[bytes, ...]
+    optional: tuple[bytes, ...]
     fstype: str
     source: bytes
-    super_options: list[bytes]
+    super_options: tuple[bytes, ...]
+
+
+#: This process's own table as it was read last, by line. It is read again at every change, and most lines are the same.
+_own_lines: dict[bytes, MountEntry] = {}
 
 
 def unescape(raw: bytes) -> bytes:
@@ -51,19 +57,30 @@ def is_remote(fstype: bytes | str) -> bool:
 
 
 def read_mounts(pid: str = "self") -> list[MountEntry]:
-    """The mount table of a process's namespace, in the kernel's order. Raises OSError."""
-    with open(f"/proc/{pid}/mountinfo", "rb") as f:
-        return parse_mountinfo(f.read())
+    """The mount table of a process's namespace, in the kernel's order. Raises OSError, ValueError."""
+    global _own_lines
+    with open(TABLE.format(pid=pid), "rb") as f:
+        text = f.read()
+    if pid != "self":
+        return parse_mountinfo(text)
+    lines = _lines(text, _own_lines)
+    _own_lines = dict(lines)  # several threads read it
+    return [entry for _, entry in lines]
 
 
 def parse_mountinfo(text: bytes) -> list[MountEntry]:
     """All mounts in the kernel's order. Raises ValueError that names the line."""
-    out: list[MountEntry] = []
+    return [entry for _, entry in _lines(text, {})]
+
+
+def _lines(text: bytes, known: Mapping[bytes, MountEntry]) -> list[tuple[bytes, MountEntry]]:
+    """Each line, and what it says."""
+    out: list[tuple[bytes, MountEntry]] = []
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line:
             continue
         try:
-            out.append(_entry(line))
+            out.append((line, known.get(line) or _entry(line)))
         except ValueError as e:
             raise ValueError(f"mountinfo line {number}: {e}") from None
     return out
@@ -88,7 +105,7 @@ def _entry(line: bytes) -> MountEntry:
         unescape(fields[3]),
         unescape(fields[4]),
         _options(fields[5]),
-        [unescape(f) for f in fields[6:dash]],
+        tuple(unescape(f) for f in fields[6:dash]),
         unescape(fields[dash + 1]).decode("utf-8", "backslashreplace"),
         unescape(fields[dash + 2]),
         _options(b" ".join(fields[dash + 3 :])),
@@ -101,8 +118,8 @@ def _number(raw: bytes) -> int:
     return int(raw)
 
 
-def _options(raw: bytes) -> list[bytes]:
-    return [unescape(o) for o in raw.split(b",")] if raw else []
+def _options(raw: bytes) -> tuple[bytes, ...]:
+    return tuple(unescape(o) for o in raw.split(b",")) if raw else ()
 
 
 def mount_table(text: bytes) -> dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]:

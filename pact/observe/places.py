@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
-from pact.observe.mountinfo import is_remote, parse_mountinfo
+from pact.observe.mountinfo import is_remote, read_mounts
 
 LINKS_MAX: Final = 40
 
@@ -59,8 +59,7 @@ class RemotePlaces:
     @classmethod
     def now(cls) -> RemotePlaces:
         """The present ones. Raises OSError, ValueError."""
-        with open("/proc/self/mountinfo", "rb") as f:
-            return cls((m.mount_point, m.fstype) for m in parse_mountinfo(f.read()))
+        return cls((m.mount_point, m.fstype) for m in read_mounts())
 
     def differing(self, other: RemotePlaces) -> list[bytes]:
         """The mount points at which these are other places than ``other``."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from itertools import chain
 from typing import Final
 
 from pact.model import encode_name
-from pact.observe.mountinfo import is_remote, read_mounts
+from pact.observe.mountinfo import MountEntry, is_remote, read_mounts
 from pact.resources.base import path_of
 from pact.resources.support.fstab import FOREIGN_TYPES
 from pact.resources.support.litter import PASSED_OVER, is_litter
@@ -39,7 +39,7 @@ def discover_files(pattern: str, passed: dict[str, int]) -> Iterator[str]:
     first = WILD.search(raw)
     assert first is not None
     start = raw[: first.start()].rpartition(b"/")[0] or b"/"
-    foreign = _foreign_mounts()
+    foreign = foreign_mounts(read_mounts())
     # The directory before "/**" matches too: if it is removed, it comes back as it was.
     itself = compile_pattern(raw[: -len(b"/**")]) if raw.endswith(b"/**") and raw != b"/**" else None
     walk = _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed)
@@ -123,11 +123,6 @@ def _why_passed_over(path: bytes) -> str:
     return next(why for why, names in PASSED_OVER.items() if any(fnmatchcase(text, n) for n in names))
 
 
-def foreign_mounts() -> set[bytes]:
-    """Mount points that a walk does not enter."""
-    return _foreign_mounts()
-
-
 def is_literal(pattern: str) -> bool:
     """Whether it is one path: it has no wildcard, or a thing with exactly this name exists."""
     if not WILD.search(pattern.encode("utf-8", "surrogateescape")):
@@ -172,9 +167,10 @@ def _walk(top: bytes, deep: bool, depth: int, foreign: set[bytes], passed: dict[
         stack.extend(reversed(below))
 
 
-def _foreign_mounts() -> set[bytes]:
+def foreign_mounts(mounts: Iterable[MountEntry]) -> set[bytes]:
+    """Mount points that a walk does not enter."""
     return {
         m.mount_point
-        for m in read_mounts()
+        for m in mounts
         if m.fstype in FOREIGN_TYPES or is_remote(m.fstype) or m.fstype in ("proc", "sysfs", "devtmpfs")
     }
