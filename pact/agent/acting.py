@@ -24,11 +24,13 @@ from pact.resources.rules import nature
 from pact.resources.support import unsealed
 from pact.resources.support.ahead import FILES_MAX, Ahead
 from pact.resources.support.loose import LOOSE
+from pact.resources.support.obstacles import closed_directories
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.sweep import sweep
 
 #: A row of fewer files is not worth writing ahead.
 ROW_MIN: Final = 8
+ALONE: Final = Among()
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
@@ -79,6 +81,7 @@ def act(
     lost = _say_kept(steps, results, kept)
     bearing = {split_id(s.id)[1]: s.id for s in steps if _kind(s).bears}
     done: list[Step] = []
+    closed = closed_directories(steps)
     with Ahead() as ahead:
         written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
@@ -107,7 +110,11 @@ def act(
                 brought.append(_kind(step).brought(row))
             else:
                 unread = _goes_ahead(step) and step.id not in through
-                came = {step.id: _restore(now, blobs, ahead, unread=unread, saves=saves, signed=signed, begun=begun)}
+                came = {
+                    step.id: _restore(
+                        now, blobs, Among(ahead, saves, closed), unread=unread, signed=signed, begun=begun
+                    )
+                }
             results.update(came)
             if step.id in sealed and not results[step.id]:  # only now what a kill left in it can be removed
                 lost |= _say_kept(steps, results, sweep([s for s in steps if _is_in(s, step)], blobs))
@@ -324,10 +331,9 @@ def _as_left(step: Step) -> Step:
 def _restore(
     step: Step,
     blobs: Blobs,
-    ahead: Ahead | None = None,
+    among: Among = ALONE,
     *,
     unread: bool = False,
-    saves: Mapping[str, Mapping[str, Any]] | None = None,
     signed: Mapping[str, bytes] = MappingProxyType({}),
     begun: set[str] | None = None,
 ) -> str:
@@ -345,7 +351,7 @@ def _restore(
     if begun is not None:
         begun.add(step.id)
     try:
-        KINDS[kind].restore_among(name, step, blobs, Among(ahead, saves))
+        KINDS[kind].restore_among(name, step, blobs, among)
     except OSError as exc:
         return (exc.strerror or os.strerror(exc.errno or 0)).lower()
     except PactError as exc:  # mount(8) quotes its arguments  # S2

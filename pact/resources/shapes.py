@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -114,11 +114,13 @@ class Saved:
 @dataclass(frozen=True, slots=True)
 class Among:
     """The plan's knowledge beside one step. ``ahead``: new contents that were written before their turn
-    (``support.ahead.Ahead``). ``saves``: by id, what the plan's record names as kept, if given.
+    (``support.ahead.Ahead``). ``saves``: by id, what the plan's record names as kept, if given. ``closed``: directories
+    that nobody but root may enter, if they must be made.
     """
 
     ahead: object = None
     saves: Mapping[str, Mapping[str, Any]] | None = None
+    closed: Container[bytes] = frozenset()
 
 
 Blobs = Callable[[str], bytes | None]

@@ -147,3 +147,24 @@ def test_a_declared_flag_is_applied_and_rolled_back(agent: Agent) -> None:
     agent.pact("rollback", "--all")
     assert agent.world.sh(f"lsattr {path}").out.split()[0].count("i") == 0
     agent.world.sh(f"chattr -a {path}")
+
+
+@pytest.mark.invariant("S2")
+def test_what_a_closed_directory_kept_secret_is_not_put_back_into_an_open_one(agent: Agent) -> None:
+    """Nobody declared the directories: the files in them are for everybody but for the closed one on the way."""
+    agent.world.sh(
+        f"mkdir -p {TOP}/way/shut/below {TOP}/way/open; cd {TOP}/way; chmod 700 shut;"
+        "for f in shut/a shut/below/b open/c; do echo $f > $f; done"
+    )
+    agent.adopt(f"file:{TOP}/way/shut/a", f"file:{TOP}/way/shut/below/b", f"file:{TOP}/way/open/c")
+    agent.world.sh(f"rm -rf {TOP}/way")
+    for name in ("shut/a", "shut/below/b", "open/c"):
+        agent.drifted(f"file:{TOP}/way/{name}")
+    planned = agent.pact("rollback", "--all", "--dry-run").out
+    assert f"{TOP}/way/shut is missing: it is made, root's, with mode 0700" in planned
+    assert f"{TOP}/way/open is missing: it is made, root's, with mode 0755" in planned
+    agent.pact("rollback", "--all")
+    assert agent.world.sh(f"cat {TOP}/way/open/c", uid=4321).out == "open/c\n"
+    for name in ("shut/a", "shut/below/b"):
+        assert agent.world.sh(f"cat {TOP}/way/{name}").out == f"{name}\n"
+        assert agent.world.sh(f"cat {TOP}/way/{name}", uid=4321, check=False).code

@@ -288,7 +288,7 @@ class File(Kind):
         restore_file(path_of(name), step, blobs)
 
     def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
-        restore_file(path_of(name), step, blobs, among.ahead if isinstance(among.ahead, Ahead) else None)
+        restore_file(path_of(name), step, blobs, among.ahead if isinstance(among.ahead, Ahead) else None, among.closed)
 
     def goes_ahead(self, step: Step) -> bool:
         return step.target is not None and bool(step.target["type"] == "file")

@@ -42,4 +42,20 @@ def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[
             made.update(dict.fromkeys(m for m in map(encode_name, way.missing) if m not in comes))
         if way.other is None and way.flags and moves_names(step) and encode_name(way.last) not in unsealed:
             refusals.append(f"{step.id}: its directory {encode_name(way.last)} is {said(way.flags)}")
-    return refusals, [f"{path} is missing: it is made, root's, with mode 0755" for path in made]
+    closed = closed_directories(steps)
+    modes = {path: "0700" if decode_name(path) in closed else "0755" for path in made}
+    return refusals, [f"{path} is missing: it is made, root's, with mode {mode}" for path, mode in modes.items()]
+
+
+def closed_directories(steps: Iterable[Step]) -> set[bytes]:
+    """The directories in which all that is put back was closed to others, by one of them that nobody declared: if they
+    must be made, they are closed again.  # S2"""
+    secret, others = set[bytes](), set[bytes]()
+    for step in steps:
+        if not step.id.startswith("file:") or step.target is None:
+            continue
+        here, into = os.path.dirname(decode_name(split_id(step.id)[1])), secret if "secret" in step.target else others
+        while here not in into and here != b"/":
+            into.add(here)
+            here = os.path.dirname(here)
+    return secret - others

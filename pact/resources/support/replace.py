@@ -16,6 +16,7 @@ import secrets
 import signal
 import stat
 import time
+from collections.abc import Container
 from typing import Final, NoReturn, Protocol
 
 from pact._fast import syscalls
@@ -57,10 +58,13 @@ class Before(Protocol):
         """Names in this directory have changed: they are durable when the plan is done."""
 
 
-def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = None) -> None:
+def restore_file(
+    path: bytes, step: Step, blobs: Blobs, ahead: Before | None = None, closed: Container[bytes] = ()
+) -> None:
     """Bring ``path`` from ``step.actual`` to ``step.target``, never partially. Raises RestoreError or OSError.
 
-    With ``ahead`` its new content may be written already, and its directory becomes durable later.
+    With ``ahead`` its new content may be written already, and its directory becomes durable later. ``closed``:
+    directories that nobody but root may enter, if they must be made.  # S2
     """
     if path == b"/":
         raise RestoreError("the root directory itself is not replaced")
@@ -73,7 +77,7 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = N
             return
         on_record.append(LOOSE.begin(MADE, paths=[encode_name(p) for p in missing(parent)]))
         try:
-            dirfd, made = make_directory(parent)
+            dirfd, made = make_directory(parent, closed)
         except BaseException:
             LOOSE.end(on_record.pop())
             raise

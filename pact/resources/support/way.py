@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,9 +109,9 @@ def on_the_way(path: bytes) -> Way:
         os.close(fd)
 
 
-def make_directory(path: bytes) -> tuple[int, list[bytes]]:
-    """A descriptor of this directory, made with the missing parts of its path (root's, 0755), and the parts that were
-    made. No link is followed. Raises OSError."""
+def make_directory(path: bytes, closed: Container[bytes] = ()) -> tuple[int, list[bytes]]:
+    """A descriptor of this directory, made with the missing parts of its path (root's, 0755; those that are to be
+    ``closed``: 0700), and the parts that were made. No link is followed. Raises OSError."""
     fd, here, made = os.open(b"/", MAKE_FLAGS), b"", list[bytes]()
     try:
         for name in path.split(b"/"):
@@ -121,7 +121,7 @@ def make_directory(path: bytes) -> tuple[int, list[bytes]]:
             try:
                 below = _enter(fd, name)
             except FileNotFoundError:
-                below = _make(fd, name)
+                below = _make(fd, name, 0o700 if here in closed else 0o755)
                 made.append(here)
             os.close(fd)
             fd = below
@@ -136,16 +136,16 @@ def _enter(fd: int, name: bytes) -> int:
     return syscalls.openat2(fd, name, MAKE_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
 
 
-def _make(fd: int, name: bytes) -> int:
+def _make(fd: int, name: bytes, mode: int) -> int:
     """Make one directory. An account that may write here can replace it: only an empty directory that this process made
     is given away."""
-    os.mkdir(name, 0o755, dir_fd=fd)
+    os.mkdir(name, mode, dir_fd=fd)
     below = _enter(fd, name)
     try:
         if os.fstat(below).st_uid != os.geteuid() or os.listdir(below):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.fchown(below, 0, 0)
-        os.fchmod(below, 0o755)
+        os.fchmod(below, mode)
         os.fsync(fd)
     except BaseException:
         os.close(below)
