@@ -12,9 +12,9 @@ from pact.agent import driver as shell
 from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.probing import observe
-from pact.core.node.events import Observed, Scanned, Sighting, Ticked
+from pact.core.node.events import Appeared, FleetTold, New, Observed, Scanned, Sighting, Ticked
 from pact.errors import JournalError
-from pact.model import Unreadable
+from pact.model import Owner, Unreadable
 
 pytestmark = [pytest.mark.root, pytest.mark.invariant("J4", "J9", "F3")]
 
@@ -107,3 +107,57 @@ def test_what_cannot_be_read_while_nothing_can_be_recorded_is_looked_at_again(
     change = agent.node.state.change_of(resource)
     assert change is not None and change.members[resource].actual == observe(resource)
     assert resource not in agent.node.unreadable
+
+
+def loses_its_journal(agent: Agent, place: Path, broken: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise JournalError("journal: database or disk is full")
+
+    broken.setattr(agent.journal, "append", fails)
+    broken.setattr(agent.journal, "probe", fails)
+    agent.step(drift(agent, place, "a"))
+    assert agent.journal_error
+
+
+def finds_it_again(agent: Agent) -> None:
+    agent._retry_journal_ns = 0
+    agent._retry_journal(agent.clock.now_ns())
+    assert not agent.journal_error
+
+
+@pytest.mark.invariant("G8")
+def test_a_loss_makes_no_delayed_word_of_an_earlier_root_count(
+    agent: Agent, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the new root said needed no record: only the memory has it."""
+    agent.tell(FleetTold(*agent.now(), 6, 100, []))
+    with monkeypatch.context() as broken:
+        loses_its_journal(agent, place, broken)
+    finds_it_again(agent)
+    stop = {"hold": "f1", "user": "ann", "reason": "too late", "seconds": 3600, "remaining_s": 3600.0}
+    agent.tell(FleetTold(*agent.now(), 5, 101, [stop]))
+    assert not agent.node.state.holds
+
+
+@pytest.mark.invariant("U1")
+@pytest.mark.parametrize("lost_with", ["its own record", "another record"])
+def test_whose_a_new_thing_is_is_known_after_a_loss(
+    agent: Agent, place: Path, lost_with: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, tracking = Owner("uid:7", "ann", 7), agent.watching.tracking
+    tracking.follow({f"file:{place}/**": "report"})
+    (place / "new").write_text("x")
+    new = New(f"file:{place}/new", {"type": "file"}, ann)
+    with monkeypatch.context() as broken:
+        if lost_with == "another record":
+            agent.node.state.tracked[f"file:{place}/**"] = "report"
+            agent.step(Appeared(*agent.now(), [New(f"file:{place}/before", {"type": "file"}, ann)]))
+            agent.step(Appeared(*agent.now(), [new]))
+            assert new.resource in agent.node.pace.waiting
+            loses_its_journal(agent, place, broken)
+        else:
+            loses_its_journal(agent, place, broken)
+            agent._remember(Appeared(*agent.now(), [new]))
+    finds_it_again(agent)
+    found, _ = tracking.take(agent.node, agent.clock.now_ns(), everything=True)
+    assert {f.resource: f.owner for f in found}[new.resource] == ann

@@ -44,6 +44,7 @@ from pact.core.node.events import (
     Event,
     Look,
     Looked,
+    New,
     Observed,
     Probe,
     Probed,
@@ -384,6 +385,7 @@ class Driver:
             self._note_unrecorded(event.moved)
         if isinstance(event, Appeared):
             self.watching.tracking.walk_again()
+            self.watching.tracking.come_again(event.found, event.t_ns)
         if isinstance(event, OWED):
             self._owed.add(event)
 
@@ -391,6 +393,8 @@ class Driver:
         """Return to the durable state. If the disk fails for reading too, the node goes on watching with its state in
         memory, reports this, and tries again.  # F3"""
         before = self.node
+        waiting = before.pace.waiting  # whom they are the work of, nothing else tells
+        self.watching.tracking.come_again((New(r, u.actual, u.owner) for r, u in waiting.items()), self.clock.now_ns())
         try:
             state = load_state(self.journal, verify_max=self.config.verify)
         except PactError as exc:
@@ -402,7 +406,8 @@ class Driver:
         self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered, key=self._key)
         self.node.unreadable = before.unreadable
         self.node.refusals, self.node.killed = before.refusals, before.killed
-        self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
+        self.node.alone_since_ns, self.node.ended_runs = before.alone_since_ns, before.ended_runs
+        self.node.fleet_fence, self.node.fleet_seq = before.fleet_fence, before.fleet_seq
 
     def tell(self, event: Event) -> None:
         """Pass an event to the core, now or when the journal can be written again: the event is durable, or it is

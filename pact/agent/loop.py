@@ -33,6 +33,7 @@ from pact.agent.veil import HOOKS
 from pact.agent.worker import Result, Worker
 from pact.core.node.events import (
     Acted,
+    Appeared,
     Asked,
     Event,
     JobFailed,
@@ -74,6 +75,7 @@ class Agent(Sightings):
         self._next_health_ns = 0
         self._next_sign_ns = 0
         self._cycles = 0
+        self._ended_runs: list[str] = []
         self._left: LeftAlone | None = None
         self._stopping = ""
         self._reread = self._shown_error = False
@@ -324,13 +326,14 @@ class Agent(Sightings):
         now_ns = self.clock.now_ns()
         self.watching.drain_in_time(now_ns)
         self.watching.rescan_due(now_ns)
-        ended = self.watching.runs.drain()
+        self._ended_runs += self.watching.runs.drain()
         if self.journal_error:
             self._observe_unrecorded(now_ns)
             self._retry_journal(now_ns)
         else:
             self._observe(now_ns)
-            if ended:
+            if self._ended_runs:
+                ended, self._ended_runs = self._ended_runs, []
                 self.step(RunsEnded(*self.now(), ended))
             self._track(now_ns)
             wake_ns = self.node.next_wake_ns()
@@ -394,6 +397,8 @@ class Agent(Sightings):
                 self._note_unrecorded(event.sightings)
             if isinstance(event, Acted):
                 self._note_unrecorded(event.moved)
+            if isinstance(event, Appeared):
+                self.watching.tracking.come_again(event.found, now[0])
             return
         self.watching.drain()
         self.step(event)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pact.core.node import tracked
@@ -179,6 +179,15 @@ class Tracking:
             self.touched(decode_name(split_id(resource)[1]), None)
         elif split_id(resource)[0] in self.kinds:
             self._polls.setdefault(split_id(resource)[0], None)
+
+    def come_again(self, found: Iterable[New], now_ns: int) -> None:
+        """These could not be recorded: nothing that happens tells again whose work they are.  # J9"""
+        for new in found:
+            kind, owner = split_id(new.resource)[0], new.owner if new.owner != UNATTRIBUTED else None
+            if new.resource.startswith(PREFIX):
+                self._fresh.setdefault(new.resource, (now_ns, owner))
+            elif kind in self.kinds:
+                self._polls[kind] = owner or self._polls.get(kind)
 
     def rest(self, rests: bool) -> None:
         """A plan is being carried out, or nothing can be recorded: an open descriptor of a directory would block its

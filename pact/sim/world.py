@@ -370,7 +370,8 @@ class World:
         before = self.node
         self.node = Node(self.name, SimRules(), self.disk.load(), jobs_from=before.jobs_numbered)
         self.node.unreadable = before.unreadable
-        self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
+        self.node.alone_since_ns, self.node.ended_runs = before.alone_since_ns, before.ended_runs
+        self.node.fleet_fence, self.node.fleet_seq = before.fleet_fence, before.fleet_seq
         self._asleep = False
 
     def _heard_without_journal(self, event: Event) -> None:
