@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Final
 
+from pact.values import NS_PER_S as NS_PER_S  # noqa: PLC0414 - with the nouns it is found here
 from pact.values import dataclass
 
 DIMENSIONS: Final = ("kernel", "files", "mounts", "services", "network", "packages", "gpu")
@@ -20,10 +21,6 @@ Attrs = dict[str, Any]
 #: A JSON object: the form of a value in a snapshot, in a record or for a person. ``JsonRead``: one that is only read.
 Json = dict[str, Any]
 JsonRead = Mapping[str, Any]
-
-NS_PER_S: Final = 1_000_000_000
-#: Where an agent listens, unless it is told another place.
-DEFAULT_SOCKET: Final = "/run/pact/agent.sock"
 
 
 @dataclass(frozen=True, slots=True)

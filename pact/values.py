@@ -1,4 +1,5 @@
-"""``dataclass`` as in the standard library, for values that are made by the thousand: records, events, effects.
+"""``dataclass`` as in the standard library, for values that are made by the thousand: records, events, effects. And the
+two constants that also a command needs which makes no such value.
 
 The type checker enforces ``frozen=True`` on every assignment. At run time it is left out: a frozen class calls
 ``object.__setattr__`` for each field, and takes four times as long to make. The classes compare and hash like frozen
@@ -11,7 +12,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["NOTHING", "dataclass"]
+__all__ = ["DEFAULT_SOCKET", "NOTHING", "NS_PER_S", "dataclass"]
+
+NS_PER_S: Final = 1_000_000_000
+#: Where an agent listens, unless it is told another place.
+DEFAULT_SOCKET: Final = "/run/pact/agent.sock"
 
 FROZEN = False
 

@@ -96,6 +96,25 @@ def test_a_start_imports_one_command_and_nothing_that_only_answers_need(words: l
     assert modules & {"orjson", "rich", "zmq", "socket", "pact.cli.render", "pact.cli.client", "pact.core.ops"} == set()
 
 
+def test_a_session_s_client_imports_little() -> None:
+    """More than half of the time to the first prompt is imports."""
+    code = (
+        f"import sys\nsys.path[:0] = {[str(ROOT), *sys.path]}\nfrom pact.cli import client, main, session\n"
+        "from pact.session import client\nmain._parsed(['shell'])\nprint(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-ISc", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "pact.session.client" in modules
+    assert modules & {"pact.model", "pact.core.ops", "shutil", "locale", "rich", "zmq", "subprocess"} == set()
+
+
+def test_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, widest in (("60", 60), ("100", 100), ("0", 80), ("many", 80), ("", 80)):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = max(map(len, build().format_usage().splitlines()))
+        assert widest - 30 < shown < widest, (columns, shown)
+
+
 @pytest.mark.parametrize("words", [["check"], ["epilog", "--job", "7"]])
 def test_what_health_checks_and_epilogs_run_imports_nothing_of_the_agent(words: list[str]) -> None:
     """Its configuration alone cost as much as everything else."""

@@ -28,9 +28,10 @@ from pact.host.fields import (
     near,
     texts,
 )
-from pact.model import DEFAULT_SOCKET, DIMENSIONS
+from pact.model import DIMENSIONS
 from pact.net.members import parents, require_roots, root_keys
 from pact.observe.runs import THEN, WriterRule
+from pact.values import DEFAULT_SOCKET
 
 DEFAULT_PATH: Final = "/etc/pact/agent.toml"
 

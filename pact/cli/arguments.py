@@ -6,6 +6,7 @@ Imported at every start, so it imports little.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
@@ -21,8 +22,32 @@ EACH: Final = "of many nodes each by itself, with its change numbers and command
 PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --nodes 60s)"
 
 
+# All that argparse says is looked up in the catalogues of translations, and pact speaks English alone.
+argparse._ = str  # type: ignore[attr-defined]
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """One is made for each argument that is added. What argparse itself imports to learn the width took longer than all
+    the rest of the parsing."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=width() - 2)
+
+
+def width() -> int:
+    """The columns of the person's terminal, or 80."""
+    text = os.environ.get("COLUMNS", "")
+    try:
+        return int(text) if text.isdecimal() and int(text) else os.get_terminal_size(1).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 class Parser(argparse.ArgumentParser):
     """Usage errors are two lines: the error and where to look. They end with exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": Formatter, **options})
 
     def error(self, message: str) -> NoReturn:
         import difflib  # only whoever mistypes waits for it
@@ -126,9 +151,7 @@ def actions(parser: Parser, metavar: str) -> Any:
 
 def action(of: Any, name: str, text: str, lines: Iterable[str]) -> Parser:
     """``lines``: the command's examples; those of this action are shown."""
-    made: Parser = of.add_parser(
-        name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made: Parser = of.add_parser(name, help=text, description=text)
     made.epilog = examples(line for line in lines if line.startswith(made.prog))
     return made
 

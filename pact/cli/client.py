@@ -20,7 +20,7 @@ import orjson
 from pact.core import strict
 from pact.core.units import format_duration
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError
-from pact.model import DEFAULT_SOCKET, NS_PER_S
+from pact.values import DEFAULT_SOCKET, NS_PER_S
 
 ANSWER_S: Final = 10.0  # of silence, if no timeout is given
 BUSY_MAX_S: Final = 60.0  # how long a loop that uses the processor without an answer counts as working

@@ -56,7 +56,6 @@ def build() -> argparse.ArgumentParser:
         prog="pact",
         description=DESCRIPTION,
         epilog=examples(FIRST),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--socket",
@@ -76,7 +75,7 @@ def build() -> argparse.ArgumentParser:
         )
     )
     for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        commands.add_parser(name, help=text, description=text)
     return parser
 
 

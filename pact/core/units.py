@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from pact.model import NS_PER_S
+from pact.values import NS_PER_S
 
 UNITS_NS: Final = {"": NS_PER_S, "ms": NS_PER_S // 1000, "s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3600 * NS_PER_S}
 UNITS_NS["d"] = 24 * UNITS_NS["h"]
