@@ -18,7 +18,6 @@ LINES_MAX = 525  # about five hundred: the formatter has a say in it
 LONG = {
     "pact/cli/render.py": "one function for each answer that people see, and the words they share",
     "pact/resources/base.py": "what a kind must and may say, in one place; most of it is what the words mean",
-    "pact/agent/watching.py": "one table of what is declared and what of it is due; its fields are private to it",
     "pact/_fast/reader.pyx": "one reader thread: its queue, cache and parsers share C state",
     "pact/_fast/wheel.pyx": "one data structure; its fields are private to it",
     "pact/_fast/handles.pyx": "one scan of /proc; splitting it would put a call into the inner loop",

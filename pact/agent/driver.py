@@ -135,7 +135,7 @@ class Driver:
         self.telling = Worker("pact-telling", config.file_limit, self.room, blobs, self.ignore, self._wake)
         self._workers = [self.worker, self._slow, self.asking, self.telling]
         self.watching = Watching(config, self.clock.now_ns(), self.ignore)
-        self.watching.pace.whose = self._hands
+        self.watching.pace.whose = lambda resource: pace.whose(self.node.state, resource)
         self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
         self.notifier = Notifier()
@@ -305,12 +305,6 @@ class Driver:
             say(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
             self._snapshot()
-
-    def _hands(self, resource: str) -> str:
-        """Who beside root may move a resource as it is declared, or as it was seen last; ``""``: nobody."""
-        declared, change = self.node.state.declared(resource), self.node.state.change_of(resource)
-        seen = change.members[resource].actual if change is not None else None
-        return pace.hands(seen) or pace.hands(declared.attrs if declared is not None else None)
 
     def make_room(self) -> None:
         """If the content store is nearly full, forget contents that rollbacks replaced long ago."""

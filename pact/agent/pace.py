@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pact.core.node.refusals import Bucket
+from pact.core.node.state import State
 from pact.limits import (
     MOVING_AT_ONCE,
     MOVING_BYTES,
@@ -42,6 +43,13 @@ def hands(attrs: Attrs | None) -> str:
     owner, mode = (attrs or {}).get("owner", ""), (attrs or {}).get("mode", "")
     writable = isinstance(mode, str) and mode.isdigit() and bool(int(mode, 8) & 0o022)
     return str(owner) if owner not in ("root", "0") else "anybody" if writable else ""
+
+
+def whose(state: State, resource: str) -> str:
+    """Who beside root may move a resource as it is declared, or as it was seen last; ``""``: nobody."""
+    declared, change = state.declared(resource), state.change_of(resource)
+    seen = change.members[resource].actual if change is not None else None
+    return hands(seen) or hands(declared.attrs if declared is not None else None)
 
 
 def length(attrs: Attrs | None) -> int:
