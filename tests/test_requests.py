@@ -149,12 +149,18 @@ def test_what_breaks_before_anything_is_decided_ends_one_request(
     said: list[Any] = []
     actor = SimpleNamespace(role="viewer", uid=7)
     client: Any = SimpleNamespace(
-        remote=False, alive=False, watching=False, admin=False, send=said.append, caller=SimpleNamespace(actor=actor)
+        tokens=set(),
+        remote=False,
+        alive=False,
+        watching=False,
+        admin=False,
+        send=said.append,
+        caller=SimpleNamespace(actor=actor),
     )
     agent: Any = SimpleNamespace(
         require_journal=nothing,
         make_room=nothing,
-        catch_up=nothing,
+        looking=lambda **_: iter(()),
         clock=SimpleNamespace(now_ns=lambda: 0),
         next_token=lambda: 1,
         fail=partial(Driver.fail, None),

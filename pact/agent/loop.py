@@ -254,7 +254,12 @@ class Agent(Sightings):
 
     def _timeout_s(self) -> float:
         now_ns = self.clock.now_ns()
-        if self.requests.slices.runs() or self.control.waiting() or (self.watching.has_due and not self.journal_error):
+        if (
+            self.requests.slices.runs()
+            or self.requests.first.runs()
+            or self.control.waiting()
+            or (self.watching.has_due and not self.journal_error)
+        ):
             return 0.0
         due = [now_ns + WAIT_MAX_NS, self.watching.next_ns()]
         new_ns = None if self.journal_error else self.watching.tracking.next_ns(now_ns)
@@ -321,6 +326,7 @@ class Agent(Sightings):
         self.control.serve(self.requests.line)
         self.requests.tellers.turn()
         self.requests.slices.turn(self)
+        self.requests.first.turn()
         self.control.listen_again()
         self.control.show_life()
         now_ns = self.clock.now_ns()

@@ -15,6 +15,7 @@ from pact.agent import asking, diffing, telling, views
 from pact.agent.control import (
     Client,
 )
+from pact.agent.lookfirst import LookFirst
 from pact.agent.remote import Remote
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
@@ -93,6 +94,7 @@ class Requests:
         self.sessions: Sessions | None = None  # until the loop has found them
         self.tellers = telling.Tellers(agent)
         self.slices = diffing.Slices()
+        self.first = LookFirst(agent)
         self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, Any], None]] = {
@@ -117,7 +119,8 @@ class Requests:
         }
 
     def line(self, client: Client, line: bytes) -> None:
-        """Handle one line from a client."""
+        """Handle one line from a client. Requests of viewers make the agent observe, and record, only at a limited rate
+        for all viewers together.  # S3"""
         try:
             op, args, client.alive = parse_request(line, ALL_FIELDS if client.remote else FIELDS)
         except RequestError as exc:
@@ -127,10 +130,29 @@ class Requests:
             if key in args and op != "content":
                 given = args[key]
                 args[key] = _written(given) if isinstance(given, str) else [_written(t) for t in given]
+        if op in AS_IT_IS:
+            self._carry_out(client, op, args)
+            return
+        if op not in self._reads and not self._may_begin(client, op, args):
+            return
+        everything = client.caller.actor.role != "viewer" or self._hurries.admit(self.agent.clock.now_ns())
+        self.first.add(client, lambda: self._carry_out(client, op, args), everything=everything)
+
+    def _may_begin(self, client: Client, op: str, args: dict[str, Any]) -> bool:
+        """Whether something can be recorded; else the client is told so, before anything is looked at."""
+        try:
+            if op == "epilog" and client.admin and not client.remote:  # what an epilog says, it says once
+                self.agent.batch.epilog(args["job"], client.sock)
+            self.agent.require_journal()
+            self.agent.make_room()
+        except PactError as exc:
+            self.agent.fail(client, exc)
+            return False
+        return True
+
+    def _carry_out(self, client: Client, op: str, args: dict[str, Any]) -> None:
         try:
             if op in self._reads:
-                if op not in AS_IT_IS:
-                    self._catch_up(client)
                 self._reads[op](client, ops.made(op, args))
                 if client.watching and client.alive:
                     client.send(b'{"begun":true}')
@@ -150,21 +172,10 @@ class Requests:
                 traceback.print_exc()
             self.agent.fail(client, explained(exc))
 
-    def _catch_up(self, client: Client) -> None:
-        """Requests of viewers make the agent observe, and record, only at a limited rate for all viewers
-        together.  # S3"""
-        hurries = client.caller.actor.role != "viewer" or self._hurries.admit(self.agent.clock.now_ns())
-        self.agent.catch_up(everything=hurries)
-
     # -- what may change something ------------------------------------------------------------------------------
 
     def _ask(self, client: Client, op: str, args: dict[str, Any]) -> None:
         agent = self.agent
-        if op == "epilog" and client.admin and not client.remote:  # what an epilog says, it says once
-            agent.batch.epilog(args["job"], client.sock)
-        agent.require_journal()
-        agent.make_room()
-        self._catch_up(client)
         agent.require_journal()  # a failure may have come with the observation just made
         token = agent.next_token()
         try:

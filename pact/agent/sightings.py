@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -31,7 +31,9 @@ from pact.host.notify import log
 from pact.model import Observation, Owner, split_id
 from pact.resources import KINDS
 
-CATCH_UP_MAX: Final = 64
+DRAINS_MAX: Final = 64
+#: How long a request waits for what is new below tracked patterns.
+TRACKING_ASKED_NS: Final = 200_000_000
 #: How long the first look after a boot may take, of a kind that may take long.
 RESET_LOOK_S: Final = 30.0
 
@@ -48,22 +50,33 @@ class Sightings(Driver):
         self._overtaken: set[str] = set()
         self._of_kinds: dict[str, Worker] = {}  # the threads that look at kinds off the loop
 
-    def catch_up(self, *, everything: bool = True) -> None:
-        """Take in everything that has happened until now, so that an answer is not older than its question. Without
-        ``everything``, resources in constant motion are observed at their own pace.  # F18, S3"""
-        for _ in range(CATCH_UP_MAX):
-            more = self.watching.drain()
-            if self.journal_error:
-                self._observe_unrecorded(self.clock.now_ns())
-                return
-            if self.watching.covered:
-                self._cover()
-            wanted = self.watching.take(self.clock.now_ns(), everything=everything)
-            if wanted:
-                self.step(Observed(*self.now(), self._look_at(wanted)))
-            self._track(self.clock.now_ns(), everything=everything)
-            if not more and not self.watching.has_due:
+    def catch_up(self) -> None:
+        """Take in everything that has happened until now."""
+        for _ in self.looking():
+            pass
+
+    def looking(self, *, everything: bool = True) -> Iterator[None]:
+        """Take in everything that has happened until now, so that an answer is not older than its question: a piece at
+        a time, and each resource once, however often it moves meanwhile. Without ``everything``, resources in constant
+        motion are observed at their own pace.  # F18, S3"""
+        for _ in range(DRAINS_MAX):
+            if not self.watching.drain():
                 break
+            yield
+        if not self.journal_error and self.watching.covered:
+            self._cover()
+        self.watching.ask(self.clock.now_ns(), everything=everything)
+        while self.watching.asked and not self.journal_error:
+            self._observe(self.clock.now_ns())
+            yield
+        if self.journal_error:
+            self._observe_unrecorded(self.clock.now_ns())
+            return
+        ends_ns, tracking = time.monotonic_ns() + TRACKING_ASKED_NS, self.watching.tracking
+        self._track(self.clock.now_ns(), everything=everything)
+        while everything and tracking.has_more and not self.journal_error and time.monotonic_ns() < ends_ns:
+            yield
+            self._track(self.clock.now_ns(), everything=True)
         if not self.journal_error:
             self.step(Ticked(*self.now()))
 

@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 SETTLE_NS: Final = NS_PER_S // 4
 #: Walking stops after this time in each turn of the loop; or after the second one, if a request waits for it.
 TURN_NS: Final = 5_000_000
-TURN_ASKED_NS: Final = 200_000_000
 #: A request gets such a long turn only if since the last one the loop had this many times as long for other work.
-ASKED_REST: Final = 4
+ASKED_REST_NS: Final = NS_PER_S  # between two walks over everything that requests cause
 #: How many directories are marked at most; only the rescan finds new things in further ones.
 DIRECTORIES_MAX: Final = 50_000
 #: How many names from events may wait to be checked; beyond this everything is walked again.
@@ -84,7 +83,7 @@ class Tracking:
         self._walk: Generator[None, None, None] | None = None
         self._walked = b""
         self._rests = False
-        self._asked_ns = 0  # from this time on a request gets a long turn again
+        self._asked_ns = 0  # from this time on a request may cause a walk over everything
         self._fresh: dict[str, Fresh] = {}
         self._gone: dict[str, None] = {}
         self._check: list[str] | None = None
@@ -261,6 +260,11 @@ class Tracking:
         walks = (self._todo or self._walk) and not self._rests
         return bool(self._touched or walks or self._check or self._gone or any(map(_is_quick, self._polls)))
 
+    @property
+    def has_more(self) -> bool:
+        """Whether a request that waits for everything finds more in another turn."""
+        return self.has_due or bool(self._fresh)
+
     def next_ns(self, now_ns: int) -> int | None:
         """When ``take`` will have something to do; ``None``: after the next event."""
         if self.has_due:
@@ -279,12 +283,12 @@ class Tracking:
         """The new things, and the untracked ones that are gone. ``everything``: a request waits for the answer."""
         begun_ns = time.monotonic_ns()
         asked = everything and begun_ns >= self._asked_ns
-        ends_ns = begun_ns + (TURN_ASKED_NS if asked else TURN_NS)
+        ends_ns = begun_ns + TURN_NS
         while self._touched and time.monotonic_ns() < ends_ns:
             path = next(iter(self._touched))
             self._look_at(path, self._touched.pop(path), node, now_ns)
         if self._overrun and (asked or self._overrun_ns + CHECK_NS <= now_ns):
-            self._overrun, self._overrun_ns = False, now_ns
+            self._overrun, self._overrun_ns, self._asked_ns = False, now_ns, begun_ns + ASKED_REST_NS
             self.walk_again()
         if self._crowded and self._counted_ns + COUNT_NS <= now_ns:
             for path in self._crowded:
@@ -297,8 +301,6 @@ class Tracking:
             if next(self._walk, self) is self:
                 self._walk = None
         self._check_some(node, now_ns, ends_ns)
-        if asked:
-            self._asked_ns = time.monotonic_ns() + ASKED_REST * (time.monotonic_ns() - begun_ns)
         found = self._take_fresh(node, now_ns, max(ends_ns, time.monotonic_ns() + TURN_NS), everything)
         for kind in filter(_is_quick, list(self._polls)):
             owner = self._polls.pop(kind)

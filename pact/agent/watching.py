@@ -37,7 +37,7 @@ from pact.resources.base import MOUNTS as MOUNTS_MOVED
 from pact.resources.base import require_short
 
 DRAIN_BATCH_MAX: Final = 4096
-OBSERVE_BATCH_MAX: Final = 256
+OBSERVE_BATCH_MAX: Final = 64  # of small files, a few milliseconds
 SLICES_MAX: Final = 100
 SLICE_MIN_NS: Final = NS_PER_S // 10
 SLOW_BYTES: Final = 8 << 20
@@ -79,6 +79,8 @@ class Watching:
         self.points_moved = False  # since they were saved
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
         self.pace = Pace()
+        self.asked = 0  # how many of the pending ones somebody waits for: the first ones
+        self._hurried = 0  # and for how many of them the pace does not count
         self._cache = os.path.join(config.state_dir, CACHE_NAME)
         self._key_of: dict[str, int] = {}
         self.placing = Placing(self.table, self._key_of, self.bad)
@@ -317,20 +319,37 @@ class Watching:
             self.look_anew(resource)
             self.pace.recorded(resource, now_ns, size, theirs=theirs)
 
-    def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
-        """At most a batch of resources to observe now, with the last identified writer."""
+    def ask(self, now_ns: int, *, everything: bool) -> None:
+        """Somebody waits until what is pending now was observed: see ``asked``. ``everything``: without regard to the
+        pace."""
+        self._awaken(now_ns, everything=everything)
+        self.asked = len(self.pending)
+        if everything:
+            self._hurried = self.asked
+
+    def _awaken(self, now_ns: int, *, everything: bool) -> None:
         self.followers.find(now_ns, everything=everything)
         for resource in [r for r, (t, _) in self._delayed.items() if everything or t <= now_ns]:
             self.pending[resource] = self._delayed.pop(resource)[1]
+
+    def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
+        """At most a batch of resources to observe now, with the last identified writer."""
+        self._awaken(now_ns, everything=everything)
         out: list[tuple[str, Owner | None]] = []
-        for resource in list(islice(self.pending, OBSERVE_BATCH_MAX)):
+        batch = list(islice(self.pending, OBSERVE_BATCH_MAX))
+        hurried = OBSERVE_BATCH_MAX if everything else self._hurried
+        self.asked, self._hurried = max(0, self.asked - len(batch)), max(0, self._hurried - len(batch))
+        for at, resource in enumerate(batch):
             owner = self.pending.pop(resource)
-            if everything:
+            if at < hurried:
                 self.pace.forget(resource)
-            if not everything and (due_ns := self.pace.due_ns(resource, owner, now_ns)) > now_ns:
+                out.append((resource, owner))
+            elif (due_ns := self.pace.due_ns(resource, owner, now_ns)) > now_ns:
                 self._delayed[resource] = (due_ns, owner)
             else:
                 out.append((resource, owner))
+        if not self.pending:
+            self.asked = self._hurried = 0
         return out
 
     @property

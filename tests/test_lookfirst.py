@@ -1,0 +1,133 @@
+"""Requests wait until what was touched before them was looked at, and hold nobody else up meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+
+from pact.agent import lookfirst
+from pact.agent.config import Config
+from pact.agent.loop import Agent
+from pact.agent.remote import Remote
+from pact.agent.watching import OBSERVE_BATCH_MAX
+from pact.core.node.events import Caller
+from pact.errors import JournalError
+from pact.model import NS_PER_S, Actor, Owner
+
+COUNT = 20 * OBSERVE_BATCH_MAX
+
+pytestmark = [pytest.mark.root, pytest.mark.invariant("J9")]
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    with TemporaryDirectory(dir="/var/tmp", prefix="lookfirst-") as top:
+        place = Path(top)
+        for n in range(COUNT):
+            (place / f"f{n}").write_text("one")
+        entries = (f'[file."{place}/f{n}"]\ncontent = "one"\n' for n in range(COUNT))
+        (place / "declared.toml").write_text("".join(entries))
+        agent = Agent(
+            Config(
+                name="n1",
+                state_dir=str(place / "state"),
+                socket=str(place / "s"),
+                declared=[str(place / "declared.toml")],
+            )
+        )
+        try:
+            while agent.watching.has_due:
+                agent.catch_up()
+            for n in range(COUNT):
+                (place / f"f{n}").write_text("two")
+                agent.watching.touch(f"file:{place}/f{n}", None)
+            yield agent
+        finally:
+            agent.close()
+
+
+def asked(agent: Agent, op: str, role: str = "admin", **args: Any) -> list[Any]:
+    """Asks, and returns where the answer will be."""
+    out: list[Any] = []
+    caller = Caller(Actor("ann", 7, role, "cluster"), Owner("uid:7", "ann", 7))
+    client = Remote(lambda raw: out.append(orjson.loads(raw)), caller)
+    agent.requests.line(client, orjson.dumps({"v": 1, "op": op, "args": args}))
+    return out
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock takes half a slice: pieces are counted, not timed."""
+    ticks = itertools.count(10**9, lookfirst.SLICE_NS // 2)
+    monkeypatch.setattr(lookfirst, "time", SimpleNamespace(monotonic_ns=lambda: next(ticks)))
+
+
+def test_who_asks_while_much_is_to_be_looked_at_holds_nobody_up(agent: Agent, slow: None) -> None:
+    status = asked(agent, "status")
+    assert not status and len(agent.node.state.member_of) <= 2 * OBSERVE_BATCH_MAX, "a piece in each turn"
+    assert asked(agent, "ping") and asked(agent, "check"), "others are answered meanwhile"
+    viewer = asked(agent, "diff", "viewer")
+    turns = 0
+    while not status and turns < COUNT:
+        assert agent.requests.first.runs() and not viewer
+        before = len(agent.node.state.member_of)
+        agent.requests.first.turn()
+        assert len(agent.node.state.member_of) - before <= 2 * OBSERVE_BATCH_MAX
+        turns += 1
+    assert turns >= COUNT / OBSERVE_BATCH_MAX / 2
+    assert status[0]["result"]["drifted"] == COUNT, "all that was touched before was looked at"
+    agent.requests.first.turn()
+    assert not agent.requests.first.runs()
+
+
+def test_what_moves_all_the_time_is_looked_at_once_for_each_request(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wrote thousands of files while somebody asked had thousands of records made for one question."""
+    looked: Counter[str] = Counter()
+    look = agent._look_at
+
+    def and_moves_again(wanted: list[tuple[str, Owner | None]]) -> Any:
+        looked.update(r for r, _ in wanted)
+        out = look(wanted)
+        for resource, _ in wanted:
+            agent.watching.touch(resource, None)
+        return out
+
+    monkeypatch.setattr(agent, "_look_at", and_moves_again)
+    status = asked(agent, "status")
+    for _ in range(10 * COUNT):
+        if status:
+            break
+        agent.requests.first.turn()
+    assert status and set(looked.values()) == {1} and len(looked) == COUNT
+
+
+@pytest.mark.parametrize("op", ["status", "commit"])
+def test_a_journal_that_is_lost_meanwhile_ends_the_waiting(
+    agent: Agent, slow: None, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = asked(agent, op, **({} if op == "status" else {"targets": [], "all": True, "message": "m"}))
+
+    def fails(*_: object, **__: object) -> None:
+        raise JournalError("journal: database or disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(agent.journal, "append", fails)
+        broken.setattr(agent.journal, "probe", fails)
+        for _ in range(COUNT):
+            if not answer:
+                agent.requests.first.turn()
+    assert answer[0]["exit"] == (0 if op == "status" else 5)
+    agent._retry_journal_ns = 0
+    agent._retry_journal(agent.clock.now_ns())
+    assert not agent.journal_error and not agent.node.state.holds and not agent.node.jobs
+    assert agent.clock.now_ns() > NS_PER_S
