@@ -91,6 +91,8 @@ class Driver:
         self._lock = take_state_dir(config.state_dir)
         path = os.path.join(config.state_dir, FILE_NAME)
         self.journal = SqliteJournal(path, store_limit=config.store_limit)
+        self.notifier = Notifier()
+        self.journal.alive = lambda: self.notifier.starting("reading the journal")
         state = load_state(self.journal, verify_max=config.verify)
         self._boot = boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
@@ -138,7 +140,6 @@ class Driver:
         self.watching.pace.whose = lambda resource: pace.whose(self.node.state, resource)
         self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
-        self.notifier = Notifier()
         self.control: Control
         self.link: Replicator | None = None
         self._token = 0

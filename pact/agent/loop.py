@@ -60,8 +60,6 @@ from pact.resources.rules import teach
 WAIT_MAX_NS: Final = 60 * NS_PER_S
 BOOT_LOOK_NS: Final = 20 * NS_PER_S
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
-#: How much longer a start may take after each sign of life: more than a hanging mount command may take.
-START_SIGN_USEC: Final = 90_000_000
 EVENTS_MAX: Final = 64
 HEALTH_NS: Final = 5 * NS_PER_S
 
@@ -73,7 +71,6 @@ class Agent(Sightings):
         """Take the state directory, read the journal, begin to watch. Raises PactError with the reason."""
         super().__init__(config)
         self._next_health_ns = 0
-        self._next_sign_ns = 0
         self._cycles = 0
         self._ended_runs: list[str] = []
         self._left: LeftAlone | None = None
@@ -114,7 +111,7 @@ class Agent(Sightings):
         self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
         self.watching.refresh_mounts()
         self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
-        self.watching.rescan_all()
+        self.watching.rescan_all(self._starting)
         sightings: list[Sighting] = []
         for resource in self.node.state.declared_ids() if self._reboot else ():
             if self.ignore.match(resource) is None and KINDS[resource.partition(":")[0]].volatile:
@@ -181,11 +178,8 @@ class Agent(Sightings):
             self._take_results()
 
     def _starting(self) -> None:
-        """Tell the service manager to go on waiting: if it killed the agent now, the work would begin again.  # B3"""
-        now_ns = self.clock.now_ns()
-        if now_ns >= self._next_sign_ns:
-            self._next_sign_ns = now_ns + NS_PER_S
-            self.notifier.send(f"EXTEND_TIMEOUT_USEC={START_SIGN_USEC}", "STATUS=bringing back what the boot reset")
+        """Tell the service manager to go on waiting."""
+        self.notifier.starting("bringing back what the boot reset" if self._reboot else "looking at what is declared")
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
@@ -197,6 +191,7 @@ class Agent(Sightings):
         self._epoll.register(read_fd, select.EPOLLIN)
         garbage.set_aside()
         syscalls.trim()
+        self.journal.alive = lambda: None
         self.notifier.send("READY=1", f"STATUS={self.node.state.declared_count} resources declared")
         log(f"ready on {self.config.socket}: {self.node.state.declared_count} resources declared")
         try:

@@ -380,11 +380,12 @@ class Watching:
                 out.append(Sighting(resource, look(name), owner, self.followers.cause_of(resource)))
         return out
 
-    def _scanned(self, keys: Sequence[int], full: bool = False) -> list[int]:
+    def _scanned(self, keys: Sequence[int], full: bool = False, alive: Callable[[], None] = lambda: None) -> list[int]:
         """Those that differ from their last observation; in pieces, so that no new mount is missed in between."""
         found: list[int] = []
         for first in range(0, len(keys), SCAN_PIECE):
             piece = keys[first : first + SCAN_PIECE]
+            alive()
             self._keep_clear()
             self._place_lately(piece)
             found += self.table.scan([k for k in piece if k in self.table], full=full)
@@ -438,7 +439,7 @@ class Watching:
         self.refresh_mounts()
         self._touch_with_mounts(None)
 
-    def _scan(self, keys: Sequence[int]) -> None:
+    def _scan(self, keys: Sequence[int], alive: Callable[[], None] = lambda: None) -> None:
         self._keep_clear()
         self._place_lately(keys)
         scannable: list[int] = []
@@ -448,7 +449,7 @@ class Watching:
             if resource is None or any(resource in w for w in (self.pending, self._delayed, self._held)):
                 continue  # it is observed anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
-        found = self._scanned(scannable, self._full_cycle)
+        found = self._scanned(scannable, self._full_cycle, alive)
         self._dirty |= bool(found)
         self.followers.seen_moved(found, [])
         for changed in map(self._resources.__getitem__, found):
@@ -458,9 +459,10 @@ class Watching:
             if resource is not None and not resource.startswith(MOUNTED):
                 self.touch(resource, None)
 
-    def rescan_all(self) -> None:
-        """Scan everything at once: after a start, and after an observer was blind."""
-        self._scan(range(len(self._resources)))
+    def rescan_all(self, alive: Callable[[], None] = lambda: None) -> None:
+        """Scan everything at once: after a start, and after an observer was blind. ``alive`` is called again and again
+        meanwhile."""
+        self._scan(range(len(self._resources)), alive)
         self.tracking.walk_again()
         self._touch_with_mounts(None)
 

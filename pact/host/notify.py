@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
+from typing import Final
+
+#: How much longer a start may take after each sign of life: more than a hanging mount command may take.
+START_SIGN_USEC: Final = 90_000_000
+START_SIGN_S: Final = 1.0
 
 
 class Notifier:
@@ -13,7 +19,14 @@ class Notifier:
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+        self._next_sign_s = 0.0
         self.watchdog_ns = int(usec) * 1000 if usec.isdigit() and pid == str(os.getpid()) else 0
+
+    def starting(self, status: str) -> None:
+        """The start goes on: if it was ended now, its work would begin again.  # B3"""
+        if (now_s := time.monotonic()) >= self._next_sign_s:
+            self._next_sign_s = now_s + START_SIGN_S
+            self.send(f"EXTEND_TIMEOUT_USEC={START_SIGN_USEC}", f"STATUS={status}")
 
     def send(self, *lines: str) -> None:
         if not self._address:

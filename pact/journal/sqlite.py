@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -34,6 +34,7 @@ BUSY_TIMEOUT_S: Final = 5.0
 PAGE_ROWS: Final = 256
 SEQ_MAX: Final = (1 << 63) - 1
 VERIFY_MAX: Final = 200_000
+ALIVE_EVERY: Final = 1000  # records
 KEPT_LOG: Final = "-wal.kept"
 LOST_HINT: Final = "keep the files; put a backup of the whole state directory back, or pact journal accept-loss -m WHY"
 DISTRUST_HINT: Final = (
@@ -83,6 +84,7 @@ class SqliteJournal:
         self._surplus = False  # records after ``seq`` that were never acknowledged, and could not be removed
         self._head: HeadFile | None = None
         self._index: WalIndex | None = None
+        self.alive: Callable[[], None] = lambda: None  # called again and again while the journal is read whole
         self._db: sqlite3.Connection | None = None
         try:
             if not read_only:
@@ -512,6 +514,8 @@ def load_state(journal: SqliteJournal, *, use_snapshot: bool = True, verify_max:
             state = State()  # the cache of another version: fold from the beginning
     for record in verify(journal.records(state.seq + 1), seq=state.seq + 1, prev=state.hash):
         fold.apply(state, record)
+        if not record.seq % ALIVE_EVERY:
+            journal.alive()
     if state.seq != journal.seq:
         raise ChainError(state.seq + 1, "is missing")
     return state
