@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import REPOSITORY, Agent, World, environment, wait_until
+from warm import User
 
 SUITE = "bookworm"
 #: What systemd needs, what tests call, and the libraries of the interpreter that is bound into the machine.
@@ -195,8 +196,9 @@ class Machine(World):
         """In all namespaces of the machine: what runs there has a pid of its own there."""
         return ["nsenter", f"--target={self.leader}", *["-m", "-n", "-p", "-u", "-i", "-C"], "--", *command]
 
-    def command(self, words: Sequence[str], input: bytes, timeout: float = 60.0) -> Any:
-        return self.call([sys.executable, "-m", "pact.cli.main", *words], check=False, input=input, timeout=timeout)
+    def command(self, words: Sequence[str], input: bytes, timeout: float = 60.0, user: User | None = None) -> Any:
+        command = [*(user.setpriv() if user else []), sys.executable, "-m", "pact.cli.main", *words]
+        return self.call(command, check=False, input=input, timeout=timeout)
 
     # -- units ----------------------------------------------------------------------------------------------------
 

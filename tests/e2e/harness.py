@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import INPUT_MAX, Started, Warm
+from warm import INPUT_MAX, Started, User, Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP = "/srv"  # a tmpfs in each world
@@ -138,10 +138,10 @@ class World:
         assert not check or out.code == 0, out
         return out
 
-    def command(self, words: Sequence[str], input: bytes, timeout: float = COMMAND_S) -> Done:
-        """A command of pact, as root, in a process of its own that starts warm."""
+    def command(self, words: Sequence[str], input: bytes, timeout: float = COMMAND_S, user: User | None = None) -> Done:
+        """A command of pact, by default as root, in a process of its own that starts warm."""
         env = {**environment(), **self.env}
-        code, out, err = warm("commands").call(words, env, self.holder.pid, input, timeout)
+        code, out, err = warm("commands").call(words, env, self.holder.pid, input, timeout, user)
         return Done(code, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "surrogateescape"))
 
     def python(self, script: str, *args: str) -> subprocess.Popen[Any]:
@@ -306,22 +306,15 @@ class Agent:
         input: bytes | None = None,
     ) -> Done:
         """The command line, by default as root; ``check`` is the exit code that is expected (``None``: any)."""
+        user = User(uid, gid or uid, tuple(groups)) if uid else None
+        words = ["--socket", self.socket, *args]
         others = bool(self.world.env)  # it may read other modules than the warm process has, or read them otherwise
-        if uid or others or len(input or b"") > INPUT_MAX:
-            # DAC_READ_SEARCH: a checkout or an interpreter that only root may read is read all the same.
-            who = [
-                "setpriv",
-                f"--reuid={uid}",
-                f"--regid={gid or uid}",
-                "--inh-caps=+dac_read_search",
-                "--ambient-caps=+dac_read_search",
-                f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
-                "--",
-            ]
-            command = [*(who if uid else ()), sys.executable, "-m", "pact.cli.main", "--socket", self.socket, *args]
+        if others or len(input or b"") > INPUT_MAX:
+            who = user.setpriv() if user else []
+            command = [*who, sys.executable, "-m", "pact.cli.main", *words]
             done = self.world.call(command, check=False, input=input)
         else:
-            done = self.world.command(["--socket", self.socket, *args], input or b"")
+            done = self.world.command(words, input or b"", user=user)
         assert "Traceback" not in done.err, done.err
         assert check is None or done.code == check, (args, done)
         return done

@@ -22,12 +22,41 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve()
 INPUT_MAX = 32 << 10  # what a pipe takes at once
 READ = 1 << 16
 LIBC = ctypes.CDLL(None, use_errno=True)
+# Of the kernel's capability.h and prctl.h.
+DAC_READ_SEARCH = 2
+CAPABILITY_VERSION = 0x20080522
+PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 4, 8, 47, 2
+
+
+@dataclass(frozen=True)
+class User:
+    """Who a command is run as. A checkout or an interpreter that only root may read is read all the same: the command
+    keeps DAC_READ_SEARCH.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    def setpriv(self) -> list[str]:
+        """The command that runs another one so."""
+        return [
+            "setpriv",
+            f"--reuid={self.uid}",
+            f"--regid={self.gid}",
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups",
+            "--",
+        ]
 
 
 class Warm:
@@ -51,10 +80,16 @@ class Warm:
         self._lock = threading.Lock()
 
     def call(
-        self, words: Sequence[str], env: Mapping[str, str], namespaces: int, data: bytes, timeout: float
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        namespaces: int,
+        data: bytes,
+        timeout: float,
+        user: User | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Exit code, output and errors of ``pact WORDS`` in the mount and network namespaces of a process. Raises
-        subprocess.TimeoutExpired.
+        """Exit code, output and errors of ``pact WORDS`` in the mount and network namespaces of a process, by default as
+        root. Raises subprocess.TimeoutExpired.
         """
         assert len(data) <= INPUT_MAX
         pipes = [os.pipe() for _ in range(4)]
@@ -62,9 +97,8 @@ class Warm:
         try:
             os.write(feed, data)
             os.close(feed)
-            message = json.dumps({"words": list(words), "env": dict(env), "namespaces": namespaces}).encode()
             with self._lock:
-                socket.send_fds(self._socket, [message], [stdin, stdout, stderr, told])
+                socket.send_fds(self._socket, [_asked(words, env, namespaces, user)], [stdin, stdout, stderr, told])
             for fd in (stdin, stdout, stderr, told):
                 os.close(fd)
             return self._heard(words, out, err, status, timeout)
@@ -75,9 +109,8 @@ class Warm:
     def start(self, words: Sequence[str], env: Mapping[str, str], namespaces: int, log: int) -> Started:
         """``pact WORDS`` in those namespaces, until it ends; what it says goes to the descriptor ``log``."""
         status, told = os.pipe()
-        message = json.dumps({"words": list(words), "env": dict(env), "namespaces": namespaces}).encode()
         with open(os.devnull) as nothing, self._lock:
-            socket.send_fds(self._socket, [message], [nothing.fileno(), log, log, told])
+            socket.send_fds(self._socket, [_asked(words, env, namespaces)], [nothing.fileno(), log, log, told])
         os.close(told)
         return Started(words, status)
 
@@ -100,6 +133,11 @@ class Warm:
                     if not piece:
                         selector.unregister(key.fd)
         return int(heard[status].split(b"\n")[1]), bytes(heard[out]), bytes(heard[err])
+
+
+def _asked(words: Sequence[str], env: Mapping[str, str], namespaces: int, user: User | None = None) -> bytes:
+    asked = {"words": list(words), "env": dict(env), "namespaces": namespaces, "user": user and asdict(user)}
+    return json.dumps(asked).encode()
 
 
 class Started:
@@ -164,7 +202,7 @@ def serve(sock: socket.socket) -> list[str]:
             os.close(fd)
 
 
-def _watched(asked: dict[str, object], fds: list[int]) -> list[str]:
+def _watched(asked: dict[str, Any], fds: list[int]) -> list[str]:
     """The command's process, below one that says its number, waits for it and says how it ended."""
     stdin, stdout, stderr, told = fds
     pid = os.fork()
@@ -186,8 +224,33 @@ def _watched(asked: dict[str, object], fds: list[int]) -> list[str]:
         os.close(fd)
     os.chdir("/")
     os.environ.clear()
-    os.environ.update(asked["env"])  # type: ignore[call-overload]
-    return asked["words"]  # type: ignore[return-value]
+    os.environ.update(asked["env"])
+    if asked["user"]:
+        become(User(**asked["user"]))
+    words: list[str] = asked["words"]
+    return words
+
+
+def become(user: User) -> None:
+    """What ``setpriv`` and a start make of a process (see ``User.setpriv``)."""
+    bit = 1 << DAC_READ_SEARCH
+    _prctl(PR_SET_KEEPCAPS, 1)
+    os.setgroups(user.groups)
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    head = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    # Effective, permitted and inheritable ones, of the first 32 and of the others.
+    if LIBC.capset(head, (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)):
+        raise OSError(ctypes.get_errno(), "capset")
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, DAC_READ_SEARCH)
+    _prctl(PR_SET_KEEPCAPS, 0)
+    _prctl(PR_SET_DUMPABLE, 1)  # its files in /proc are its user's
+
+
+def _prctl(option: int, *values: int) -> None:
+    words = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    if LIBC.prctl(option, *words):
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
 if __name__ == "__main__":
