@@ -216,9 +216,10 @@ class Site:
             raise SiteError(f"{name} ended with {process.returncode}:\n{self.log(name)[-3000:]}")
         return False
 
-    def _pact(self, words: Sequence[str], log: Any, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def _pact(self, words: Sequence[str], log: Any, node: str = "") -> subprocess.Popen[bytes]:
+        """An agent on its node, or an aggregator."""
         return subprocess.Popen(
-            [*before, sys.executable, "-m", "pact.cli.main", *words],
+            [*(self.into(node) if node else ()), sys.executable, "-m", "pact.cli.main", *words],
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -305,7 +306,7 @@ class Site:
             f'[keys]\nsecret = "{self.keys}/{name}.secret"\n{more}\n'
         )
         with open(self.work / f"{name}.log", "ab") as log:
-            node.agent = self._pact(["agent", "--config", str(self.work / f"{name}.toml")], log, self.into(name))
+            node.agent = self._pact(["agent", "--config", str(self.work / f"{name}.toml")], log, name)
 
     def into(self, name: str) -> list[str]:
         pid = self.nodes[name].holder.pid

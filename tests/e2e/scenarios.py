@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
 
-from netsite import Site, wait_until
+from netsite import Done, Site, wait_until
+from warm import Started, Warm
 
 PLACE = "/srv"
 CONF = f"{PLACE}/app.conf"
@@ -26,6 +28,22 @@ QUICK = '[window]\nbase = "4s"\nfloor = "1s"'
 SLOW = '[window]\nbase = "15m"\nfloor = "1s"'
 DECLARED = f'[file."{CONF}"]\ncontent = "old\\n"\nmode = "0644"\n'
 CHANGE = f'[file."{CONF}"]\ncontent = "new\\n"\nmode = "0644"\n'
+
+
+class WarmSite(Site):
+    """Its agents, aggregators and commands are forked from an interpreter that has read their modules already."""
+
+    def __init__(self, work: Path, place: str) -> None:
+        super().__init__(work, place)
+        self.warm = Warm(self.env, "cluster")
+
+    def _pact(self, words: Sequence[str], log: Any, node: str = "") -> Started:
+        return self.warm.start(words, self.env, self.nodes[node].holder.pid if node else os.getpid(), log.fileno())
+
+    def pact(self, *words: str, timeout: float = 120.0, input: str = "") -> Done:
+        code, out, err = self.warm.call(words, self.env, os.getpid(), input.encode(), timeout)
+        return Done(code, out.decode(), err.decode())
+
 
 Scenario = Callable[[Site], None]
 SCENARIOS: dict[str, Scenario] = {}
@@ -251,7 +269,7 @@ def keys_mean_what_the_file_says(site: Site) -> None:
     toml = site.work / "n2.toml"
     toml.write_text(toml.read_text().replace('name = "n2"', 'name = "n1"'))
     with open(site.work / "n2.log", "ab") as log:
-        site.nodes["n2"].agent = site._pact(["agent", "--config", str(toml)], log, site.into("n2"))
+        site.nodes["n2"].agent = site._pact(["agent", "--config", str(toml)], log, "n2")
     site.write_client("ann", ["root"])
     wait_until(lambda: site.connected() == ["n1"], "n2 is gone, and nobody is there in its place")
     time.sleep(2)
@@ -440,7 +458,7 @@ def main() -> int:
     """Run one scenario; what the processes said where it fails."""
     subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)
     work = Path(tempfile.mkdtemp(prefix="pact-cluster-e2e-"))
-    site = Site(work, PLACE)
+    site = WarmSite(work, PLACE)
     try:
         SCENARIOS[sys.argv[1]](site)
         return 0

@@ -63,7 +63,7 @@ class Warm:
     """The process that forks. One for each process of tests."""
 
     def __init__(self, env: Mapping[str, str], kind: str = "commands") -> None:
-        """``kind``: what it is to have read, ``commands`` or ``agents``."""
+        """``kind``: what it is to have read, ``commands``, ``agents``, or ``cluster``: those and aggregators."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -259,11 +259,18 @@ if __name__ == "__main__":
 
     import pact.cli.client
     import pact.cli.commands
+    import pact.cli.pager
     import pact.cli.render
+    import pact.cli.running
     from pact.cli.main import entry
 
-    if sys.argv[2] == "agents":
+    if sys.argv[2] in ("agents", "cluster"):
         import pact.agent.loop
+    if sys.argv[2] == "cluster":
+        import pact.cli.roots
+        import pact.cluster.aggregator
+        import pact.cluster.client
+        import pact.cluster.rootpart
 
     for module in pkgutil.iter_modules(pact.cli.commands.__path__, "pact.cli.commands."):
         __import__(module.name)
