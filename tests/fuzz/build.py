@@ -25,7 +25,7 @@ MODULES: Final = ("wheel", "norms", "handles", "files", "reader", "strict")
 #: The first finding of either sanitizer ends the process. ``function`` is left out: Cython calls through casts.
 FLAGS: Final = (
     "-O1",
-    "-g",
+    "-gline-tables-only",  # what a report names
     "-fno-omit-frame-pointer",
     "-fno-strict-aliasing",
     "-ffp-contract=off",

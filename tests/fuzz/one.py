@@ -9,8 +9,12 @@ import hashlib
 import os
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fuzz.kit import Target
 
 HERE: Final = Path(__file__).resolve().parent
 ASAN: Final = "detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16"
@@ -38,6 +42,38 @@ def write_seeds(corpus: Path, inputs: list[bytes]) -> None:
         path = corpus / hashlib.sha1(data).hexdigest()
         if not path.exists():
             path.write_bytes(data)
+
+
+def instrumented(names: Iterable[str]) -> dict[str, Target]:
+    """Targets whose modules tell libFuzzer what an input reaches. Putting that in takes some 15 s of a processor."""
+    import atheris
+
+    from fuzz import targets
+
+    with atheris.instrument_imports(include=["pact", "tomllib", "ClusterShell"], enable_loader_override=False):
+        return {name: targets.load(name) for name in names}
+
+
+def fuzz(target: Target, arguments: Sequence[str]) -> None:
+    """With libFuzzer's arguments, the corpus first. It ends this process."""
+    import atheris
+
+    from fuzz import kit
+
+    corpus = Path(arguments[0])
+    options, again = [f"-max_len={target.size_max}", *arguments], corpus.parent / f"{target.name}.again"
+    if not any(word.startswith("-merge") for word in arguments):
+        write_seeds(corpus, kit.start(target))
+    if target.words:
+        words = corpus.parent / f"{target.name}.dict"
+        words.write_text("".join('"' + "".join(f"\\x{b:02x}" for b in word) + '"\n' for word in target.words if word))
+        options.insert(0, f"-dict={words}")
+    # What libFuzzer starts where it needs another process of its own.
+    command = shlex.join([sys.executable, str(HERE / "one.py"), target.name, "--fuzz"])
+    again.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    again.chmod(0o755)
+    atheris.Setup([str(again.resolve()), *options], target)
+    atheris.Fuzz()
 
 
 def main() -> int:
@@ -69,23 +105,7 @@ def main() -> int:
             print(f"{name}: {path}", flush=True)
             target(Path(path).read_bytes())
         return 0
-    import atheris
-
-    with atheris.instrument_imports(include=["pact", "tomllib", "ClusterShell"], enable_loader_override=False):
-        target = targets.load(name)
-    corpus = Path(next(word for word in rest[1:] if not word.startswith("-")))
-    arguments, again = [f"-max_len={target.size_max}", *rest[1:]], corpus.parent / f"{name}.again"
-    if not any(word.startswith("-merge") for word in rest):
-        write_seeds(corpus, kit.start(target))
-    if target.words:
-        words = corpus.parent / f"{name}.dict"
-        words.write_text("".join('"' + "".join(f"\\x{b:02x}" for b in word) + '"\n' for word in target.words if word))
-        arguments.insert(0, f"-dict={words}")
-    # What libFuzzer starts where it needs another process of its own.
-    again.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, sys.argv[0], name, "--fuzz"])} "$@"\n')
-    again.chmod(0o755)
-    atheris.Setup([str(again.resolve()), *arguments], target)
-    atheris.Fuzz()
+    fuzz(instrumented([name])[name], rest[1:])
     return 0
 
 

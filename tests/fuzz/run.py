@@ -1,14 +1,18 @@
 """Fuzzing, target after target: ``make fuzz SECONDS=600``, or ``make fuzz`` until it is stopped.
 
-Each target is a process of its own, with libFuzzer by way of atheris; those in C run under address and undefined-behaviour
-sanitizers. What is found goes into a file, and the command that runs it again is printed. Inputs that reached something
+Each target is a process of its own, with libFuzzer by way of atheris. Those in Python are forked from this one, where the
+modules are instrumented once for all of them; those in C run under address and undefined-behaviour sanitizers. What is found goes into a file, and the command that runs it again is printed. Inputs that reached something
 new stay in the corpus, so that the next run goes on from there. ``--keep`` writes the best of them into the repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import importlib.util
+import io
+import multiprocessing
 import os
 import re
 import shlex
@@ -26,7 +30,7 @@ HERE: Final = Path(__file__).resolve().parent
 REPOSITORY: Final = HERE.parents[1]
 sys.path[0:1] = [str(HERE.parent), str(REPOSITORY)]
 
-from fuzz import build, kit, targets  # noqa: E402
+from fuzz import build, kit, one, targets  # noqa: E402
 
 TURN_S: Final = 60.0  # for each target, in a run without an end
 INPUT_S: Final = 20  # libFuzzer's own limit for one input, where a target hangs
@@ -50,21 +54,20 @@ class Figures:
 class Runner:
     """One target at a time."""
 
-    def __init__(self, corpus: Path, found: Path) -> None:
+    def __init__(self, corpus: Path, found: Path, names: list[str]) -> None:
         self.corpus, self.found = corpus, found
         self.figures: dict[str, Figures] = {}
-        self.process: subprocess.Popen[str] | None = None
+        self.process: multiprocessing.process.BaseProcess | None = None
+        python = [name for name in names if name not in targets.NATIVE]
+        with contextlib.redirect_stderr(io.StringIO()):  # a line for each module
+            self.instrumented = one.instrumented(python) if python else {}
 
     def run(self, name: str, seconds: float) -> None:
         here, found = self.corpus / name, self.found / name
         here.mkdir(parents=True, exist_ok=True)
         found.mkdir(parents=True, exist_ok=True)
         before = set(found.iterdir())
-        command = [
-            sys.executable,
-            str(HERE / "one.py"),
-            name,
-            "--fuzz",
+        arguments = [
             str(here),
             f"-artifact_prefix={found}/",
             f"-max_total_time={max(1, round(seconds))}",
@@ -73,26 +76,16 @@ class Runner:
             "-print_final_stats=1",
             "-reload=0",
         ]
+        said = self.corpus / f"{name}.log"
         began_s = time.monotonic()
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        self.process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            out, _ = self.process.communicate(timeout=seconds + ENDING_S)
-            code = self.process.returncode
-        except subprocess.TimeoutExpired:
-            self.end()
-            out, code = f"{name} does not end\n", 1
-        self.process = None
+        self.process = multiprocessing.get_context("fork").Process(target=self.fuzz, args=(name, arguments, said))
+        self.process.start()
+        self.process.join(seconds + ENDING_S)
+        code = self.process.exitcode
+        self.end()
+        out = said.read_text(encoding="utf-8", errors="replace")
+        if code is None:
+            out, code = f"{out}{name} does not end\n", 1
         figures = self.figures.setdefault(name, Figures())
         counts = re.findall(r"^#(\d+)\s", out, re.MULTILINE) + re.findall(r"number_of_executed_units: (\d+)", out)
         inputs = max(map(int, counts), default=0)
@@ -116,10 +109,29 @@ class Runner:
             flush=True,
         )
 
+    def fuzz(self, name: str, arguments: list[str], said: Path) -> None:
+        """In a process of the target's own, which this ends. What is said goes to ``said``."""
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with open(said, "wb") as log, open(os.devnull, "rb") as nothing:
+            for to, file in enumerate((nothing, log, log)):
+                os.dup2(file.fileno(), to)
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        os.chdir(REPOSITORY)
+        if name in self.instrumented:
+            try:
+                one.fuzz(self.instrumented[name], arguments)
+            except SystemExit as exc:
+                ctypes.CDLL(None).exit(exc.code)  # libFuzzer saves what it found when C ends, not when Python does
+        else:
+            os.execv(sys.executable, [sys.executable, str(HERE / "one.py"), name, "--fuzz", *arguments])
+
     def end(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.communicate()
+        if self.process is not None:
+            if self.process.is_alive() and self.process.pid is not None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.join()
+            self.process = None
 
     def summary(self) -> None:
         total = sum(f.inputs for f in self.figures.values())
@@ -200,7 +212,7 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace, names: list[str]) -> int:
-    runner = Runner(args.corpus.resolve(), args.found.resolve())
+    runner = Runner(args.corpus.resolve(), args.found.resolve(), [] if args.keep else names)
     if args.keep:
         for name in names:
             runner.keep(name)
