@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, cast
 
 import orjson
 import zmq
+from warm import Started, warm
 
 from pact.cluster.aggregator import Aggregator
 from pact.cluster.config import AggregatorConfig
@@ -30,6 +29,11 @@ def free_ports(count: int) -> list[int]:
     for s in held:
         s.close()
     return ports
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment, without what pytest says there of the test that runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 class StandIn:
@@ -142,7 +146,7 @@ class Kit:
         self.base = base
         self.roles: dict[str, str] = {}
         self.public: dict[str, str] = {}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Started] = {}
         self.authorized = base / "authorized_keys.toml"
         for name, role in names.items():
             self.add(name, role)
@@ -288,14 +292,10 @@ class Kit:
         return f"{home}/sock"
 
     def run(self, name: str, *args: str) -> None:
+        """An agent or an aggregator, forked from an interpreter that has read its modules already."""
+        env = {**inherited(), "NOTIFY_SOCKET": ""}
         with open(self.base / f"{name}.log", "ab") as out:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "pact.cli.main", *args],
-                stdout=out,
-                stderr=out,
-                cwd=Path(__file__).parent.parent,
-                env={**os.environ, "NOTIFY_SOCKET": ""},
-            )
+            self.processes[name] = warm(f"{args[0]}s", env).start(args, env, 0, out.fileno())
 
     def kill(self, name: str, number: int = 9) -> None:
         process = self.processes.pop(name)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from cluster_kit import inherited
 from test_cluster_hostile import Hostile
+from warm import INPUT_MAX, warm
 
 from pact.cluster.client import Parts, RootClient
 from pact.cluster.streams import Secrets
@@ -77,7 +79,7 @@ class Fleet(Hostile):
         text = [f"via = {json.dumps(url)}", f"server_key = {json.dumps(self.public[at])}"]
         text += [f"key = {json.dumps(self.secret(who))}", f"roots = [{json.dumps(self.public['root1'])}]"]
         (place / "client.toml").write_text("\n".join([*text, "sealed = true", ""]))
-        return {**os.environ, "HOME": str(home), "TERM": "xterm"}
+        return {**inherited(), "HOME": str(home), "TERM": "xterm"}
 
     def pact(self, *words: str, who: str = "root", at: str = "agg1", **more: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -88,6 +90,9 @@ class Fleet(Hostile):
         )
 
     def run_pact(self, *words: str, who: str = "root", at: str = "agg1", stdin: bytes = b"") -> Any:
+        if len(stdin) <= INPUT_MAX:
+            code, out, err = warm("commands", inherited()).call(words, self.environment(who, at), 0, stdin, 60)
+            return subprocess.CompletedProcess(words, code, out.decode("utf-8", "replace"), err.decode())
         with self.pact(
             *words, who=who, at=at, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:

@@ -30,6 +30,13 @@ HERE = Path(__file__).resolve()
 INPUT_MAX = 32 << 10  # what a pipe takes at once
 READ = 1 << 16
 LIBC = ctypes.CDLL(None, use_errno=True)
+#: What each kind has read beside the command line. An agent that has no cluster does without zmq.
+KINDS = {
+    "agents": ["pact.agent.loop"],
+    "aggregators": ["pact.cluster.aggregator", "pact.cluster.rootpart"],
+    "commands": ["pact.cli.roots", "pact.cluster.client"],
+}
+KINDS["cluster"] = [name for names in KINDS.values() for name in names]
 # Of the kernel's capability.h and prctl.h.
 DAC_READ_SEARCH = 2
 CAPABILITY_VERSION = 0x20080522
@@ -62,8 +69,8 @@ class User:
 class Warm:
     """The process that forks. One for each process of tests."""
 
-    def __init__(self, env: Mapping[str, str], kind: str = "commands") -> None:
-        """``kind``: what it is to have read, ``commands``, ``agents``, or ``cluster``: those and aggregators."""
+    def __init__(self, env: Mapping[str, str], kind: str) -> None:
+        """``kind``: what it is to have read, one of ``KINDS``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -88,8 +95,8 @@ class Warm:
         timeout: float,
         user: User | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Exit code, output and errors of ``pact WORDS`` in the mount and network namespaces of a process, by default as
-        root. Raises subprocess.TimeoutExpired.
+        """Exit code, output and errors of ``pact WORDS`` in the mount and network namespaces of a process (0: in this
+        one's), by default as this process's user. Raises subprocess.TimeoutExpired.
         """
         assert len(data) <= INPUT_MAX
         pipes = [os.pipe() for _ in range(4)]
@@ -133,6 +140,19 @@ class Warm:
                     if not piece:
                         selector.unregister(key.fd)
         return int(heard[status].split(b"\n")[1]), bytes(heard[out]), bytes(heard[err])
+
+
+_warm: dict[tuple[str, frozenset[tuple[str, str]]], Warm] = {}
+
+
+def warm(kind: str, env: Mapping[str, str]) -> Warm:
+    """The process that forks such ones. One for each process of tests, and for each environment in which modules were
+    read: some modules ask it while they are read.
+    """
+    key = kind, frozenset(env.items())
+    if key not in _warm:
+        _warm[key] = Warm(env, kind)
+    return _warm[key]
 
 
 def _asked(words: Sequence[str], env: Mapping[str, str], namespaces: int, user: User | None = None) -> bytes:
@@ -217,7 +237,11 @@ def _watched(asked: dict[str, Any], fds: list[int]) -> list[str]:
     for to, fd in enumerate((stdin, stdout, stderr)):
         os.dup2(fd, to)
         os.close(fd)
-    spaces = [os.open(f"/proc/{asked['namespaces']}/ns/{name}", os.O_RDONLY) for name in ("net", "mnt")]
+    spaces = (
+        []
+        if not asked["namespaces"]
+        else [os.open(f"/proc/{asked['namespaces']}/ns/{name}", os.O_RDONLY) for name in ("net", "mnt")]
+    )
     for fd in spaces:
         if LIBC.setns(fd, 0):
             raise OSError(ctypes.get_errno(), "setns")
@@ -264,14 +288,8 @@ if __name__ == "__main__":
     import pact.cli.running
     from pact.cli.main import entry
 
-    if sys.argv[2] in ("agents", "cluster"):
-        import pact.agent.loop
-    if sys.argv[2] == "cluster":
-        import pact.cli.roots
-        import pact.cluster.aggregator
-        import pact.cluster.client
-        import pact.cluster.rootpart
-
+    for name in KINDS[sys.argv[2]]:
+        __import__(name)
     for module in pkgutil.iter_modules(pact.cli.commands.__path__, "pact.cli.commands."):
         __import__(module.name)
     sys.argv = ["pact", *serve(socket.socket(fileno=int(sys.argv[1])))]

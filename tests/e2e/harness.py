@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import INPUT_MAX, Started, User, Warm
+from warm import INPUT_MAX, Started, User, warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP = "/srv"  # a tmpfs in each world
@@ -59,16 +59,6 @@ class Done:
 def environment() -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PACT_", "PYTEST_"))}
     return {**env, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "120"}
-
-
-_warm: dict[str, Warm] = {}
-
-
-def warm(kind: str) -> Warm:
-    """The process that forks such ones. One for each process of tests."""
-    if kind not in _warm:
-        _warm[kind] = Warm(environment(), kind)
-    return _warm[kind]
 
 
 class World:
@@ -141,7 +131,7 @@ class World:
     def command(self, words: Sequence[str], input: bytes, timeout: float = COMMAND_S, user: User | None = None) -> Done:
         """A command of pact, by default as root, in a process of its own that starts warm."""
         env = {**environment(), **self.env}
-        code, out, err = warm("commands").call(words, env, self.holder.pid, input, timeout, user)
+        code, out, err = warm("commands", environment()).call(words, env, self.holder.pid, input, timeout, user)
         return Done(code, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "surrogateescape"))
 
     def python(self, script: str, *args: str) -> subprocess.Popen[Any]:
@@ -155,7 +145,7 @@ class World:
 
     def agent(self, words: Sequence[str], log: int) -> Started:
         """``pact WORDS``, as root, until it is ended, in a process that starts warm. It is ended with the world."""
-        started = warm("agents").start(words, {**environment(), **self.env}, self.holder.pid, log)
+        started = warm("agents", environment()).start(words, {**environment(), **self.env}, self.holder.pid, log)
         self.started.append(started)
         return started
 
