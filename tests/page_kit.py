@@ -138,23 +138,41 @@ def wall(seconds: float) -> str:
     return datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()
 
 
+_open: list[Any] = []  # the browser that ``browsing`` holds open
+
+
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """A real browser, one for all that is done within: its contexts know nothing of each other."""
+    from playwright.sync_api import sync_playwright
+
+    if _open:
+        yield _open[0]
+        return
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BINARY, args=SWITCHES, headless=True)
+        _open.append(browser)
+        try:
+            yield browser
+        finally:
+            _open.clear()
+            browser.close()
+
+
 @contextmanager
 def chromium(width: int = 1280, height: int = 900, forgiving: bool = False, **context: Any) -> Iterator[Any]:
     """A context of a real browser. Unless it is ``forgiving``, it fails the test for what the page's policy forbade, and
     for requests to other hosts."""
-    from playwright.sync_api import sync_playwright
-
     wrong: list[str] = []
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BINARY, args=SWITCHES, headless=True)
+    with browsing() as browser:
+        made = browser.new_context(viewport={"width": width, "height": height}, **context)
         try:
-            made = browser.new_context(viewport={"width": width, "height": height}, **context)
             made.on("weberror", lambda e: wrong.append(f"error: {e.error}"))
             made.on("console", lambda m: "Content Security" in m.text and wrong.append(m.text))
             made.on("request", lambda r: _here(r.url) or wrong.append(f"asked for {r.url}"))
             yield made
         finally:
-            browser.close()
+            made.close()
     assert forgiving or wrong == []
 
 

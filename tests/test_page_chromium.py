@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_kit import Fleet, chromium, owner, wall
+from page_kit import Fleet, browsing, chromium, owner, wall
 from rootlog_suite import until
 
 from pact.cluster import http as server
@@ -32,6 +32,12 @@ PICTURES = [
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 HOSTILE = "<img src=x onerror=window.hit=1><script>window.hit=1</script>\"'&\n\u202e\x00{{7*7}}"
 COUNT = "document.querySelectorAll('#map i.{}').length"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_browser() -> Iterator[None]:
+    with browsing():
+        yield
 
 
 @contextmanager
