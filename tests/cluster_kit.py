@@ -284,7 +284,7 @@ class Kit:
         path = home / "agent.toml"
         path.write_text(
             f'[node]\nname = "{name}"\n[state]\ndir = "{home}/state"\n[control]\nsocket = "{home}/sock"\n'
-            f'[declared]\nfiles = []\n[hooks]\ndir = "{home}/hooks"\n[window]\nbase = "{base}"\n'
+            f'[declared]\nfiles = []\n[hooks]\ndir = "{home}/hooks"\n[notify]\nterminals = false\n[window]\nbase = "{base}"\n'
             f"[observe]\nrealtime = false\nproc_connector = false\n"
             f'[cluster]\nparents = {self.parents(*parents)}\n{cluster}[keys]\nsecret = "{self.secret(name)}"\n'
         )

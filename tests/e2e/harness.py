@@ -224,6 +224,7 @@ class Agent:
             "window": {"base": "1h", "floor": "0.2s", "sensitivity": 2.0},
             "observe": {"rescan": "2s"},
             "hooks": {"dir": str(base / "hooks.d")},
+            "notify": {"terminals": False},  # root's terminals of this machine are in use by other tests
         }
         self.configure(config or {})
 

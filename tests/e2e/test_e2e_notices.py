@@ -38,7 +38,7 @@ class Terminal:
 
 @pytest.fixture(scope="module", name="config")
 def _config() -> dict[str, Any]:
-    return {"window": {"base": "1h", "floor": "0.2s"}}
+    return {"window": {"base": "1h", "floor": "0.2s"}, "notify": {"terminals": True}}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_one_does_oneself_is_no_news(agent: Agent) -> None:
 
 @pytest.mark.invariant("N1", "A4")
 def test_the_end_of_a_window_is_announced_and_told(make_agent: Any) -> None:
-    agent = make_agent(window={"base": "6s", "floor": "0.2s"})
+    agent = make_agent(window={"base": "6s", "floor": "0.2s"}, notify={"terminals": True})
     agent.start()
     cat = Terminal(CAT)
     path = agent.file("end.conf", mode=0o666)

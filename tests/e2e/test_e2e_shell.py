@@ -23,7 +23,8 @@ PROMPT = "ann> "
 
 @pytest.fixture(scope="module", name="config")
 def _config() -> dict[str, Any]:
-    return {"shell": {"root": ["ann"], "detached": "3s", "idle": "10m", "sessions": 12}}
+    shell = {"root": ["ann"], "detached": "3s", "idle": "10m", "sessions": 12}
+    return {"shell": shell, "notify": {"terminals": True}}
 
 
 @pytest.fixture(scope="module")
