@@ -60,6 +60,15 @@ def sessions(agent: Agent) -> list[Any]:
     return list(agent.ask("sessions")["result"]["sessions"])
 
 
+def closed_of(agent: Agent, session: str) -> Any:
+    """The record of this session's end."""
+
+    def found() -> Any:
+        return next((r for r in agent.records("session_closed") if r["data"]["session"] == session), None)
+
+    return wait_until(found, f"the end of {session} is recorded")
+
+
 def shell(at: Callable[..., Terminal], *words: str, **who: Any) -> Terminal:
     terminal = at("shell", *words, **who)
     terminal.until(PROMPT)
@@ -87,10 +96,10 @@ def test_a_shell_is_the_person_s_own_with_a_terminal_of_its_own(agent: Agent, at
     assert "PYTHONPATH" not in run(ann, "env")
     assert run(ann, "ls -l $(tty)").split()[2] == "ann"
     assert run(ann, "ps -o pid=,tpgid= -p $$").split()[0] != "0"
+    opened = agent.newest("session_opened")
     ann.type("exit 7\r")
     assert ann.end() == 7
-    opened = wait_until(lambda: agent.newest("session_closed") and agent.newest("session_opened"), "recorded")
-    closed = agent.newest("session_closed")["data"]
+    closed = closed_of(agent, opened["data"]["session"])["data"]
     assert opened["actor"]["user"] == "ann" and opened["data"]["account"] == "ann"
     assert opened["data"]["terminal"].startswith("pts/") and opened["data"]["owner"]["key"].startswith(f"login:{ANN}:")
     assert closed["exit"] == 7 and closed["owner"] == opened["data"]["owner"] and closed["out_bytes"] > 100
@@ -246,7 +255,7 @@ def test_it_outlives_the_client_and_the_agent(agent: Agent, at: Callable[..., Te
     assert run(third, "echo $x").strip() == "remembered"
     third.type("exit\r")
     assert third.end() == 0
-    wait_until(lambda: agent.newest("session_closed")["data"]["session"] == name, "recorded")
+    closed_of(agent, name)
 
 
 @pytest.mark.invariant("X7", "F88")
@@ -254,13 +263,12 @@ def test_who_is_cut_off_for_long_loses_the_session(agent: Agent, at: Callable[..
     ann = shell(at)
     ann.type("bash -c \"trap 'echo hup > ~/hup; exit' HUP; echo trapped; while :; do sleep 0.1; done\"\r")
     ann.until("trapped\r\n")
-    before = time.monotonic()
+    name, before = sessions(agent)[0]["id"], time.monotonic()
     ann.hang_up()
     wait_until(lambda: not sessions(agent), "it was hung up", 20)
     assert time.monotonic() - before > 2
     assert agent.world.path("/srv/home/ann/hup").read_text() == "hup\n"
-    closed = wait_until(lambda: agent.newest("session_closed"), "recorded")["data"]
-    assert closed["why"] == "nobody was attached any more"
+    assert closed_of(agent, name)["data"]["why"] == "nobody was attached any more"
 
 
 @pytest.mark.invariant("X4", "F85")
@@ -270,9 +278,7 @@ def test_a_killed_session_is_noticed_and_nothing_is_left_running(agent: Agent, a
     name = sessions(agent)[0]["id"]
     state = json.loads((agent.base / "run" / "sessions" / f"{name}.json").read_text())
     os.kill(state["pid"], signal.SIGKILL)
-    closed = wait_until(
-        lambda: (r := agent.newest("session_closed")) and r["data"]["session"] == name and r["data"], "recorded"
-    )
+    closed = closed_of(agent, name)["data"]
     assert closed["why"] == "its process was killed" and closed["exit"] is None
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "its shell is gone")
     assert ann.end() == 255
@@ -287,9 +293,7 @@ def test_the_agent_that_comes_back_records_what_ended_meanwhile(agent: Agent, at
     ann.type("exit 9\r")
     ann.end()
     agent.start()
-    closed = wait_until(
-        lambda: (r := agent.newest("session_closed")) and r["data"]["session"] == name and r["data"], "recorded"
-    )
+    closed = closed_of(agent, name)["data"]
     assert closed["exit"] == 9
 
 
@@ -405,14 +409,12 @@ def test_the_transcript_is_for_admins_and_has_no_input(agent: Agent, at: Callabl
     time.sleep(0.3)
     ann.type("hunter2\r")
     ann.until("got\r\n")
+    name = sessions(agent)[0]["id"]
     ann.type("exit\r")
     ann.end()
-    closed = wait_until(lambda: agent.newest("session_closed"), "recorded")
-    name = sorted(r["seq"] for r in agent.records("session_closed"))[-1]
-    assert closed["seq"] == name
-    path = agent.base / "x.cast"
-    assert agent.pact("show", str(name), "--restore", str(path), uid=EVE, check=3)
-    agent.pact("show", str(name), "--restore", str(path))
+    seq, path = str(closed_of(agent, name)["seq"]), agent.base / "x.cast"
+    assert agent.pact("show", seq, "--restore", str(path), uid=EVE, check=3)
+    agent.pact("show", seq, "--restore", str(path))
     head, *events = [json.loads(line) for line in path.read_text().splitlines()]
     assert head["version"] == 2 and (head["width"], head["height"]) == (80, 24)
     text = "".join(data for _, code, data in events if code == "o")
@@ -425,10 +427,10 @@ def test_the_usual_player_plays_the_transcript(agent: Agent, at: Callable[..., T
     ann = shell(at)
     run(ann, "printf '\\033[31mred\\033[0m grüße\\n'")
     ann.resize(30, 100)
+    name = sessions(agent)[0]["id"]
     ann.type("exit\r")
     ann.end()
-    closed = wait_until(lambda: agent.newest("session_closed"), "recorded")
-    path = agent.base / "play.cast"
+    closed, path = closed_of(agent, name), agent.base / "play.cast"
     agent.pact("show", str(closed["seq"]), "--restore", str(path))
     played = subprocess.run(  # it wants a terminal
         ["script", "-qec", f"asciinema play -s 100 {path}", "/dev/null"],
