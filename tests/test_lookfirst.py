@@ -18,6 +18,7 @@ from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.remote import Remote
 from pact.agent.watching import OBSERVE_BATCH_MAX
+from pact.core.node.change import Member
 from pact.core.node.events import Caller
 from pact.errors import JournalError
 from pact.model import NS_PER_S, Actor, Owner
@@ -131,3 +132,20 @@ def test_a_journal_that_is_lost_meanwhile_ends_the_waiting(
     agent._retry_journal(agent.clock.now_ns())
     assert not agent.journal_error and not agent.node.state.holds and not agent.node.jobs
     assert agent.clock.now_ns() > NS_PER_S
+
+
+def test_what_has_drifted_is_not_added_up_anew_for_each_prompt(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each record the prompts say how far the node has drifted: many records would cost the square of their
+    number."""
+    agent.catch_up()
+    state, squares = agent.node.state, 0
+    for change in state.changes.values():
+        squares += sum(m.square for m in change.members.values())
+
+    def counted(_: Member) -> int:
+        raise AssertionError("it is added up anew")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "square", property(counted))
+        assert sum(state.sums().values()) == squares > 0
+        agent._show_prompts()

@@ -120,6 +120,7 @@ class State:
         self.change_n = 0
         self.hold_n = 0
         self.open_sum_n = 0
+        self._sums: dict[str, int] = {}  # of all drift, by kind
         self.groups: dict[str, Membership] = {}
         self.groups_done: dict[str, str] = {}
         self.fence = 0
@@ -193,10 +194,15 @@ class State:
     def sums(self) -> dict[str, int]:
         """The full drift (everything unsettled, in any state) by dimension, as exact sums."""
         out = dict.fromkeys(DIMENSIONS, 0)
-        for change in self.changes.values():
-            for member in change.members.values():
-                out[self.settings.dimension_of(member.resource)] += member.square
+        for kind, sum_n in self._sums.items():
+            out[self.settings.dimension_of(kind)] += sum_n
         return out
+
+    def _add(self, change: Change, resource: str, sum_n: int) -> None:
+        kind = resource.partition(":")[0]
+        self._sums[kind] = self._sums.get(kind, 0) + sum_n
+        if change.state == life.OPEN:
+            self.open_sum_n += sum_n
 
     def overall(self) -> str:
         """The gravest of ``STATES`` that is true now."""
@@ -247,16 +253,14 @@ class State:
     def put(self, change: Change, member: Member) -> None:
         before = change.sum_n
         change.put(member)
-        if change.state == life.OPEN:
-            self.open_sum_n += change.sum_n - before
+        self._add(change, member.resource, change.sum_n - before)
         self.member_of[member.resource] = change.id
         self.touched.members[member.resource] = None
 
     def remove(self, change: Change, resource: str) -> Member:
         before = change.sum_n
         member = change.drop(resource)
-        if change.state == life.OPEN:
-            self.open_sum_n += change.sum_n - before
+        self._add(change, resource, change.sum_n - before)
         del self.member_of[resource]
         self.touched.members[resource] = None
         return member
@@ -412,8 +416,8 @@ class State:
             change = Change.from_json(row)
             state.changes[change.id] = change
             state.member_of.update(dict.fromkeys(change.members, change.id))
-            if change.state == life.OPEN:
-                state.open_sum_n += change.sum_n
+            for member in change.members.values():
+                state._add(change, member.resource, member.square)
         state.ambient, state.recent = dict(data["ambient"]), dict(data["recent"])
         state.ttls = {
             r: Ttl(expires_ns, earlier, Owner.from_json(owner), seq)
@@ -473,6 +477,7 @@ class State:
             assert all(m.deviation_n > 0 for m in change.members.values())
         open_sum = sum(c.sum_n for c in self.changes.values() if c.state == life.OPEN)
         assert open_sum == self.open_sum_n, (open_sum, self.open_sum_n)
+        assert sum(self._sums.values()) == sum(c.sum_n for c in self.changes.values())
         for group in self.groups.values():
             assert group.change not in self.changes or self.changes[str(group.change)].group == group.id
         for key, cid in self.ambient.items():
