@@ -6,10 +6,12 @@ JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Bytecode is kept, whatever the shell says that started this.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := pyproject.toml setup.py pact/session/native/host.c $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo demo-cluster compiled test test-quick check lint types imports torture fuzz bench clean
+.PHONY: help deps demo demo-cluster compiled collected test test-quick check lint types imports torture fuzz bench clean
 
 help:
 	@echo "make deps    as root: install what the tests need, on Debian and on Enterprise Linux"
@@ -77,7 +79,12 @@ demo-cluster: $(VENV)/.built-cluster
 compiled: $(VENV)/.dev
 	@$(BIN)/python -m compileall -q pact
 
-test: compiled
+# And each of the processes of ``test`` would make bytecode of the tests: that takes four times as long as reading it.
+# What is wrong with them is told when they run.
+collected: compiled
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || true
+
+test: collected
 ifeq ($(JOBS),1)
 	$(BIN)/python -m pytest
 else
@@ -106,7 +113,9 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 # Spec links (an id without a test, a test without an id) are among the tests.
-check: $(VENV)/.fuzz lint types imports test
+check: $(VENV)/.fuzz
+	@$(MAKE) --jobs=2 --output-sync=target lint types imports collected
+	@$(MAKE) test
 
 # As root: kills, full and failing disks, boots, frozen processes, cut links. Prints seeds of what it finds.
 torture: compiled
