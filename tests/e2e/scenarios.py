@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent / "demo"), str(TESTS)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
 
-from netsite import Done, Site, wait_until  # noqa: E402 - they are found now
-from warm import Started, Warm  # noqa: E402
+from netsite import Done, Site, wait_until
+from warm import Started, Warm
 
 PLACE = "/srv"
 CONF = f"{PLACE}/app.conf"

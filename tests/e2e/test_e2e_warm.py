@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from warm import User
 
-HERE = Path(__file__).parents[1]  # of warm.py
+HERE = Path(__file__).parent
 STATUS = "/proc/self/status"
 #: What says whose a process is and what it may.
 TELLING = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
