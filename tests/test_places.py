@@ -69,9 +69,9 @@ def test_silent_connections_of_a_key_keep_no_node_out(kit: Hostile, many_descrip
     for port, url, _ in lines:
         for _ in range(EACH):
             _says_nothing(kit, zmq.SUB if port.startswith("events") else zmq.DEALER, url)
-    wait_for(lambda: "descriptors are left" in kit.logs(), 60)
-    wait_for(lambda: "let in again" in kit.logs(), 60)
-    assert "of one host that say nothing" in kit.logs()
+    wait_for(lambda: "of one host that say nothing" in kit.logs(), 60)
+    if "descriptors are left" in kit.logs():  # they came faster than it ended them
+        wait_for(lambda: "let in again" in kit.logs(), 60)
     kit.node("n2")
     kit.still_at_work()
 
