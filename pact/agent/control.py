@@ -55,6 +55,7 @@ FULL: Final = (
 OUTPUT_LOW: Final = 64 << 10
 OUTPUT_MAX: Final = 8 << 20
 SERVE_S: Final = 0.02
+ACCEPT_MAX: Final = 32  # connections in a turn of the loop
 PACE_S: Final = 0.5
 GROUPS_FOR_S: Final = 60.0  # the numbers of the groups are looked up again after this time
 READ_CHUNK: Final = 256 << 10
@@ -225,7 +226,8 @@ class Control:
         epoll.register(self.fd, select.EPOLLIN)
 
     def accept(self) -> None:
-        while True:
+        """Take in some of those that wait: who connects again and again must not keep the loop here.  # S8"""
+        for _ in range(ACCEPT_MAX):
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
@@ -240,14 +242,16 @@ class Control:
                 continue
             sock.setblocking(False)
             try:
-                caller = self._caller(sock)
+                pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                role = self._role(uid, groups_of(sock))
             except OSError:
                 sock.close()
                 continue
-            if self._no_room_for(caller.actor):
+            if self._no_room_for(uid, role):
                 sock.close()
                 continue
-            client = Client(sock, caller)
+            owner = owner_of(writer_of_peer(pid, uid))
+            client = Client(sock, Caller(Actor(owner.user, uid, role, "socket"), owner))
             self.clients[client.fd] = client
             client.events = select.EPOLLIN
             self._epoll.register(client.fd, select.EPOLLIN)
@@ -298,33 +302,28 @@ class Control:
         self._deaf_until_s = 0.0
         self._epoll.register(self.fd, select.EPOLLIN)
 
-    def _no_room_for(self, actor: Actor) -> bool:
-        if actor.role == "admin":
+    def _no_room_for(self, uid: int, role: str) -> bool:
+        if role == "admin":
             return False
         there = [c for c in self.clients.values() if not c.admin]
-        if sum(c.caller.actor.uid == actor.uid for c in there) >= SOCKET_CLIENTS_EACH_MAX:
+        if sum(c.caller.actor.uid == uid for c in there) >= SOCKET_CLIENTS_EACH_MAX:
             return True
         if len(self.clients) >= SOCKET_CLIENTS_MAX:
-            return not self._give_up_one(there, actor)
+            return not self._give_up_one(there, uid)
         viewers = [c for c in there if c.caller.actor.role == "viewer"]
-        return actor.role == "viewer" and len(viewers) >= SOCKET_VIEWERS_MAX and not self._give_up_one(viewers, actor)
+        return role == "viewer" and len(viewers) >= SOCKET_VIEWERS_MAX and not self._give_up_one(viewers, uid)
 
-    def _give_up_one(self, among: Sequence[Client], actor: Actor) -> bool:
+    def _give_up_one(self, among: Sequence[Client], uid: int) -> bool:
         """Close one connection of the account that has the most, for an account that has fewer; or one that has long
         been silent.  # S8"""
         held = Counter(c.caller.actor.uid for c in among)
         most = max(held.values(), default=0)
-        greedy = [c for c in among if held[c.caller.actor.uid] == most > held[actor.uid] + 1]
+        greedy = [c for c in among if held[c.caller.actor.uid] == most > held[uid] + 1]
         silent = [c for c in among if c.silent and time.monotonic() - c.said_s > SOCKET_SILENT_S]
         chosen = min(greedy or silent, key=lambda c: (not c.silent, c.said_s), default=None)
         if chosen is not None:
             self.drop(chosen)
         return chosen is not None
-
-    def _caller(self, sock: socket.socket) -> Caller:
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        owner = owner_of(writer_of_peer(pid, uid))
-        return Caller(Actor(owner.user, uid, self._role(uid, groups_of(sock)), "socket"), owner)
 
     def _role(self, uid: int, gids: set[int]) -> str:
         if uid != 0 and time.monotonic() - self._groups_read_s >= GROUPS_FOR_S:
