@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,55 @@ def test_who_asks_while_much_is_to_be_looked_at_holds_nobody_up(agent: Agent, sl
     assert status[0]["result"]["drifted"] == COUNT, "all that was touched before was looked at"
     agent.requests.first.turn()
     assert not agent.requests.first.runs()
+
+
+@pytest.mark.invariant("S8")
+def test_nobody_waits_for_what_people_with_a_lesser_role_asked(agent: Agent, slow: None) -> None:
+    """Two viewers who asked on all their connections, and kept files in motion, kept administrators out for a minute."""
+    viewers = [asked(agent, "status", "viewer") for _ in range(20)]
+    ops, admin = asked(agent, "status", "ops"), asked(agent, "status")
+    for answer, later in ((admin, [ops, *viewers]), (ops, viewers)):
+        for _ in range(COUNT):
+            if not answer:
+                agent.requests.first.turn()
+        assert answer and not any(later)
+    for _ in range(COUNT):
+        if agent.requests.first.runs():
+            agent.requests.first.turn()
+    assert all(viewers)
+
+
+@pytest.mark.invariant("S8")
+def test_the_answer_to_a_request_that_waited_counts_for_who_asked(
+    agent: Agent, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[Any] = []
+    monkeypatch.setattr(agent.control.budget, "spend", lambda who, seconds: spent.append((who, seconds > 0)))
+    answer = asked(agent, "status", "viewer")
+    while not answer:
+        agent.requests.first.turn()
+    assert spent == [(7, True)]
+
+
+@pytest.mark.invariant("S3")
+def test_who_moves_many_files_and_asks_has_no_more_recorded_than_the_account_allows(agent: Agent) -> None:
+    """Each of a viewer's questions had all that he keeps in motion recorded anew: hundreds of records a second."""
+    names = [r.partition(":")[2] for r in agent.node.state.declared_ids()]
+    for name in names:
+        os.chmod(name, 0o666)  # anybody may move them
+    before = agent.node.state.seq
+    for turn in range(3):
+        for name in names:
+            Path(name).write_text(str(turn))
+            agent.watching.touch(f"file:{name}", None)
+        answer = asked(agent, "status", "viewer")
+        while not answer:
+            agent.requests.first.turn()
+    assert agent.node.state.seq - before < 2 * COUNT
+    assert asked(agent, "status", "ops") or agent.requests.first.runs()
+    while agent.requests.first.runs():
+        agent.requests.first.turn()
+    assert agent.node.state.seq - before >= 2 * COUNT, "who has a role sees what is there now"
 
 
 def test_what_moves_all_the_time_is_looked_at_once_for_each_request(

@@ -160,7 +160,7 @@ def test_what_breaks_before_anything_is_decided_ends_one_request(
     agent: Any = SimpleNamespace(
         require_journal=nothing,
         make_room=nothing,
-        looking=lambda **_: iter(()),
+        looking=lambda *_: iter(()),
         clock=SimpleNamespace(now_ns=lambda: 0),
         next_token=lambda: 1,
         fail=partial(Driver.fail, None),

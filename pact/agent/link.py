@@ -61,7 +61,7 @@ from pact.errors import (
 )
 from pact.host.notify import log
 from pact.limits import RECORD_MAX
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Actor
 from pact.net import keys
 from pact.net.links import Links
 
@@ -355,6 +355,11 @@ class Link:
         """Whether the caller has used up the share of the loop's time.  # S8"""
         return caller["role"] not in ("admin", "agent") and self._budget.wait_s(caller["user"]) > 0
 
+    def spend(self, actor: Actor, seconds: float) -> None:
+        """The loop was at a request of this person for so long."""
+        if actor.role not in ("admin", "agent"):
+            self._budget.spend(actor.user, seconds)
+
     def _run(self, key: Key, head: Mapping[str, Any], body: bytes) -> None:
         op = head["op"]
         try:
@@ -371,8 +376,7 @@ class Link:
         remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], key), key)
         began_s = time.monotonic()
         self._requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
-        if head["caller"]["role"] not in ("admin", "agent"):
-            self._budget.spend(head["caller"]["user"], time.monotonic() - began_s)
+        self.spend(remote.caller.actor, time.monotonic() - began_s)
         if remote.open and not remote.tokens:
             self._refuse(key, EXIT_FAILED, f"{op} gave no answer", "")
 

@@ -94,6 +94,10 @@ class Pace:
         spent_ns = max(self._spent_ns, now_ns) + weight * EACH_NS
         self._spent_ns = min(spent_ns, now_ns + AT_ONCE_NS + LATEST_NS)
 
+    def has_room(self, now_ns: int) -> bool:
+        """Whether the account has a place for one more record."""
+        return self._spent_ns <= now_ns + AT_ONCE_NS
+
     def due_ns(self, resource: str, owner: Owner | None, now_ns: int) -> int:
         """When to look at it. It was touched now, or its turn has come."""
         again_ns = sum(self._recorded.get(resource, (0, 0)))
@@ -102,7 +106,7 @@ class Pace:
             if turn_ns <= now_ns:
                 self.forget(resource)
             return max(again_ns, turn_ns)
-        if again_ns > now_ns or self._spent_ns <= now_ns + AT_ONCE_NS:
+        if again_ns > now_ns or self.has_room(now_ns):
             return again_ns
         whose = self.whose(resource)
         if (resource not in self._others and not whose) or self._has_own(owner, whose, now_ns):

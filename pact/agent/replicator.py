@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pact.core.records import Record
+from pact.model import Actor
 
 
 class FromAfar(Protocol):
@@ -39,6 +40,9 @@ class Replicator(Protocol):
         """These records are durable on this node."""
 
     def status(self) -> dict[str, Any]: ...
+
+    def spend(self, actor: Actor, seconds: float) -> None:
+        """The loop was at a request of this person for so long."""
 
     def turn(self) -> None: ...
 

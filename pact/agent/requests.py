@@ -95,7 +95,7 @@ class Requests:
         self.tellers = telling.Tellers(agent)
         self.slices = diffing.Slices()
         self.first = LookFirst(agent)
-        self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
+        self._viewers_looks = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, Any], None]] = {
             "ping": self._ping,
@@ -135,8 +135,15 @@ class Requests:
             return
         if op not in self._reads and not self._may_begin(client, op, args):
             return
-        everything = client.caller.actor.role != "viewer" or self._hurries.admit(self.agent.clock.now_ns())
-        self.first.add(client, lambda: self._carry_out(client, op, args), everything=everything)
+        self.first.add(client, lambda: self._carry_out(client, op, args), lambda: self._hurries(client))
+
+    def _hurries(self, client: Client) -> bool:
+        """Whether also what is in constant motion is looked at now. A viewer's question makes no more records than the
+        account of what others than root move has room for: who moves it may be who asks.  # S3"""
+        now_ns = self.agent.clock.now_ns()
+        if client.caller.actor.role != "viewer":
+            return True
+        return self.agent.watching.pace.has_room(now_ns) and self._viewers_looks.admit(now_ns)
 
     def _may_begin(self, client: Client, op: str, args: dict[str, Any]) -> bool:
         """Whether something can be recorded; else the client is told so, before anything is looked at."""

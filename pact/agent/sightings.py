@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -55,9 +55,9 @@ class Sightings(Driver):
         for _ in self.looking():
             pass
 
-    def looking(self, *, everything: bool = True) -> Iterator[None]:
+    def looking(self, hurries: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Take in everything that has happened until now, so that an answer is not older than its question: a piece at
-        a time, and each resource once, however often it moves meanwhile. Without ``everything``, resources in constant
+        a time, and each resource once, however often it moves meanwhile. Unless it ``hurries``, resources in constant
         motion are observed at their own pace.  # F18, S3"""
         for _ in range(DRAINS_MAX):
             if not self.watching.drain():
@@ -65,6 +65,7 @@ class Sightings(Driver):
             yield
         if not self.journal_error and self.watching.covered:
             self._cover()
+        everything = hurries()
         self.watching.ask(self.clock.now_ns(), everything=everything)
         while self.watching.asked and not self.journal_error:
             self._observe(self.clock.now_ns())
