@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pact.agent.veil import VIEWER, Veil
+from pact.observe.mountinfo import MountEntry
+from pact.resources.support.mount_options import Memory
 from pact.resources.support.passwords import HIDDEN, holds_secret, shown, shown_option, shown_source, unquoted
 
 pytestmark = pytest.mark.invariant("S2")
@@ -28,6 +31,16 @@ pytestmark = pytest.mark.invariant("S2")
         "credentials=ann:pw",
         "proxy_password=x",
         "source_token=x",
+        "proxy_user=ann:pw",
+        "proxy_username=ann",
+        "ssh_command=sshpass -p pw ssh",
+        "ProxyCommand=nc --proxy-auth ann:pw h",
+        "header=Authorization: Bearer x",
+        "cookie=a=b",
+        "pw=x",
+        "psk=x",
+        "pin=1234",
+        "auth=ann:pw",
     ],
 )
 def test_an_option_that_holds_one_is_hidden(option: str) -> None:
@@ -55,6 +68,8 @@ def test_an_option_that_holds_one_is_hidden(option: str) -> None:
         "lowerdir=/a:/b",
         "size=2m",
         "nosuid",
+        "context=user_u:object_r:x",
+        "xlator-option=v.ping=1",
     ],
 )
 def test_others_stay(option: str) -> None:
@@ -70,6 +85,12 @@ def test_others_stay(option: str) -> None:
         ("https://h/x?sig=abc&a=1", f"https://h/x?sig={HIDDEN}&a=1"),
         ("https://h/x?a=1&token=t", f"https://h/x?a=1&token={HIDDEN}"),
         ("ann%pw@h", f"{HIDDEN}@h"),
+        ("//ann:x@pw@host/share", f"//{HIDDEN}@host/share"),
+        ("//ann:x/pw@host/share", f"//{HIDDEN}@host/share"),
+        ("//ann:x pw@host/share", f"//{HIDDEN}@host/share"),
+        ("//ann:x\npw@host/share", f"//{HIDDEN}@host/share"),
+        ("curlftpfs#ftp://ann:12/pw@h/x", f"curlftpfs#ftp://{HIDDEN}@h/x"),
+        ("sshfs#ann:pw@h:/x", f"{HIDDEN}@h:/x"),
     ],
 )
 def test_a_source_is_shown_without_who_and_password(source: str, means: str | None) -> None:
@@ -95,6 +116,39 @@ def test_a_source_is_shown_without_who_and_password(source: str, means: str | No
 )
 def test_hosts_exports_and_labels_stay(source: str) -> None:
     assert shown_source(source) == source
+
+
+@pytest.mark.parametrize(
+    ("option", "means"),
+    [
+        ("xlator-option=v-client.password=abcd", f"xlator-option=v-client.password={HIDDEN}"),
+        ("xlator-option=*.password=abcd", f"xlator-option=*.password={HIDDEN}"),
+        ("opts=secret=abcd", f"opts=secret={HIDDEN}"),
+        ("fsname=//ann:abcd@h/x", f"fsname=//{HIDDEN}@h/x"),
+        ("url=https://h/x?token=abcd", f"url=https://h/x?token={HIDDEN}"),
+    ],
+)
+def test_what_one_option_hands_on_is_hidden_too(option: str, means: str) -> None:
+    assert shown_option(option) == means
+    assert "abcd" not in unquoted(f"bad option: {option}; abcd", {"options": [option]})
+
+
+def ceph(*options: bytes) -> MountEntry:
+    return MountEntry(5, 1, 0, 5, b"/", b"/m", (b"rw",), (), "ceph", b"mon:/", options)
+
+
+def test_options_that_are_remembered_of_a_mount_are_hidden_like_its_own() -> None:
+    """The kernel shows a key as ``<hidden>``: pact remembered what it had been told under that name."""
+    memory, entry = Memory(), ceph(b"rw", b"secret=<hidden>")
+    before = memory.add_to({"fstype": "ceph", "options": ["rw", "username=annie"]}, [entry])
+    memory.took(entry, ["secret=AQBpw=="], {"fstype": "ceph", "options": ["rw", "secret=<hidden>"]})
+    seen = memory.add_to({"fstype": "ceph", "options": ["rw", "secret=<hidden>"]}, [entry])
+    assert seen["took"] == {"secret=AQBpw==": ["secret=<hidden>"]} and seen["was"] == ["username=annie"], before
+    veil = Veil(b"k" * 32)
+    record = {"resource": "mount:/m", "actual": seen, "reason": "AQBpw== is wrong for annie"}
+    for told in (shown(seen), veil.attrs("mount:/m", seen), veil.masked(record, VIEWER)):
+        assert "AQB" not in str(told) and "annie" not in str(told) and "secret=" in str(told)
+    assert "AQB" not in unquoted("bad secret AQBpw==", seen)
 
 
 def test_of_attributes_only_these_two_change() -> None:

@@ -24,7 +24,7 @@ from pact.core.node.events import Caller
 from pact.core.records import SALT, not_for_all
 from pact.model import Actor, Attrs, Owner, split_id
 from pact.resources import KINDS
-from pact.resources.support.passwords import QUOTED_MIN, option_secrets, source_secrets
+from pact.resources.support.passwords import QUOTED_MIN, option_secrets, options_in, source_secrets
 from pact.resources.support.passwords import shown as without_passwords
 
 HIDDEN: Final = "(hidden)"
@@ -46,6 +46,8 @@ _PARTS: Final = frozenset(
         "parameters",
         "options",
         "source",
+        "was",
+        "took",
         "closed",
         "resources",
         "path",
@@ -222,7 +224,7 @@ class Veil:
             return masked_xattrs(item, readable=False)
         if key == "parameters" and isinstance(item, dict):
             return _masked_parameters(resource, value)
-        if key in ("options", "source"):
+        if key in ("options", "source") or (key == "was" and isinstance(item, list)) or key == "took":
             return without_passwords({key: item})[key]
         if key == "closed" and isinstance(item, list):
             return [HIDDEN] * len(item)
@@ -269,8 +271,7 @@ class _Secrets:
                 self._look_at(resource, value)
             if isinstance(source := value.get("source"), str):
                 self._quote(source_secrets(source))
-            if isinstance(options := value.get("options"), list):
-                self._quote(s for o in options if isinstance(o, str) for s in option_secrets(o))
+            self._quote(s for o in options_in(value) for s in option_secrets(o))
             for key, item in value.items():
                 if isinstance(item, dict | list | tuple) and item and key not in _PLAIN:
                     self.look(item, _id_in(key) or resource)

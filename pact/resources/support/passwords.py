@@ -1,12 +1,14 @@
-"""Passwords and user names in ``options`` and ``source``: like the contents of closed files, only admins may see them.
+"""Passwords and user names in the options and the source of a mount: like the contents of closed files, only admins may
+see them. Options stand also in ``was`` and ``took`` (see ``mount_options``).
 
-The kernel does not say which options hold secrets; helpers give theirs similar names.  # S2
+The kernel does not say which options hold secrets; helpers give theirs similar names, hand on whole options in the
+value of one of their own (``xlator-option=v.password=...``), or command lines (``ssh_command=...``).  # S2
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 HIDDEN: Final = "(hidden)"
@@ -14,21 +16,30 @@ HIDDEN: Final = "(hidden)"
 QUOTED_MIN: Final = 3
 #: Options whose value is a secret; an option that names a file (``passwd_file``, ``secretfile``) is only its place.
 _OPTION: Final = re.compile(
-    r"(?i)[\w.-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key)[\w.-]*|user|key"
+    r"(?i)[\w.*-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key|proxy_?user|command|cookie"
+    r"|authorization|header)[\w.*-]*|user|key|pw|pin|psk|auth"
 )
 _PLACE: Final = re.compile(r"(?i).*(?:file|path|dir)")
-#: ``scheme://user:password@host``, ``//user:password@host/share``, ``user%password@host``.
-_BEFORE_HOST: Final = re.compile(r"((?:\A|[\w.+-]*:)//|\A)([^/@\s]*[:%][^/@\s]*)@")
+#: ``scheme://user:password@host``, ``//user:password@host/share``, where a password may have any character, also ``@``
+#: and ``/``; ``user%password@host``.
+_BEFORE_HOST: Final = re.compile(r"(?s)((?:\A|[\w.+-]*:)//)([^/@]*[:%].*)@|\A([^/@\s]*[:%][^/@\s]*)@")
 #: ``?sig=...``, ``&token=...``
 _QUERY: Final = re.compile(r"(?i)([?&;][\w.-]*(?:pass|pwd|secret|token|sig|key)[\w.-]*=)[^&;\s]+")
 
 
 def shown_option(option: str) -> str:
     """The option in the form for everybody."""
-    name, equals, value = option.partition("=")
-    if equals and value and _OPTION.fullmatch(name) and not _PLACE.fullmatch(name):
+    name, _, value = option.partition("=")
+    if not value:
+        return option
+    if _is_secret(name):
         return f"{name}={HIDDEN}"
-    return shown_source(option) if equals and "@" in value else option
+    shown = shown_source(value)
+    return f"{name}={shown_option(value) if shown == value else shown}"
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_OPTION.fullmatch(name) and not _PLACE.fullmatch(name))
 
 
 def shown_source(source: str) -> str:
@@ -38,17 +49,25 @@ def shown_source(source: str) -> str:
 
 def option_secrets(option: str) -> list[str]:
     """The secret parts of the option."""
-    name, equals, value = option.partition("=")
-    if equals and value and _OPTION.fullmatch(name) and not _PLACE.fullmatch(name):
-        return [value]
-    return source_secrets(option) if equals and "@" in value else []
+    name, _, value = option.partition("=")
+    if not value:
+        return []
+    return [value] if _is_secret(name) else source_secrets(value) or option_secrets(value)
 
 
 def source_secrets(source: str) -> list[str]:
     """The secret parts of the source."""
-    before = [m.group(2) for m in _BEFORE_HOST.finditer(source)]
+    before = [m.group(2) or m.group(3) for m in _BEFORE_HOST.finditer(source)]
     words = [word for pair in before for word in (pair, re.split("[:%]", pair, maxsplit=1)[1])]
     return words + [m.group(0)[len(m.group(1)) :] for m in _QUERY.finditer(source)]
+
+
+def options_in(attrs: Mapping[str, Any]) -> Iterator[str]:
+    """All options in a mount's attributes, wherever they stand."""
+    took = attrs.get("took")
+    rows = took.values() if isinstance(took, dict) else ()
+    for row in (attrs.get("options"), attrs.get("was"), took, *rows):
+        yield from (o for o in row if isinstance(o, str)) if isinstance(row, dict | list | tuple) else ()
 
 
 def unquoted(text: str, *mounts: Mapping[str, Any] | None) -> str:
@@ -57,20 +76,27 @@ def unquoted(text: str, *mounts: Mapping[str, Any] | None) -> str:
     for attrs in mounts:
         if attrs and isinstance(source := attrs.get("source"), str):
             words |= {source: shown_source(source)} | dict.fromkeys(source_secrets(source), HIDDEN)
-        options = attrs.get("options", ()) if attrs else ()
-        for option in options if isinstance(options, list | tuple) else ():
-            if isinstance(option, str):
-                words |= {option: shown_option(option)} | dict.fromkeys(option_secrets(option), HIDDEN)
+        for option in options_in(attrs or {}):
+            words |= {option: shown_option(option)} | dict.fromkeys(option_secrets(option), HIDDEN)
     for word in sorted(words, key=len, reverse=True):
         text = text.replace(word, words[word]) if len(word) >= QUOTED_MIN else text
     return text
 
 
+def _shown_options(options: Sequence[Any]) -> list[Any]:
+    return [shown_option(o) if isinstance(o, str) else o for o in options]
+
+
 def shown(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """A mount's attributes in the form for everybody; attributes of other kinds do not change."""
     out = dict(attrs)
-    if isinstance(options := attrs.get("options"), Sequence) and not isinstance(options, str):
-        out["options"] = [shown_option(o) if isinstance(o, str) else o for o in options]
+    for key in ("options", "was"):
+        if isinstance(attrs.get(key), list | tuple):
+            out[key] = _shown_options(attrs[key])
+    if isinstance(took := attrs.get("took"), dict):
+        out["took"] = {
+            shown_option(o): _shown_options(row) if isinstance(row, list | tuple) else row for o, row in took.items()
+        }
     if isinstance(source := attrs.get("source"), str):
         out["source"] = shown_source(source)
     return out
