@@ -170,6 +170,9 @@ def test_a_leader_without_a_lease_does_not_lead_for_ever(shared: EtcdCluster, st
         ("snapshot", "[]"),
         ("snapshot", '{"gseq":1,"where":7,"parts":0}'),
         ("snapshot", '{"gseq":1,"where":"snap/","parts":-1,"sha256":""}'),
+        ("snapshot", '{"gseq":1,"where":"snap/","parts":0}'),
+        ("snapshot", '{"gseq":1,"where":"snap/","parts":0,"sha256":7}'),
+        ("snapshot", '{"gseq":-1,"where":"snap/","parts":1,"sha256":""}'),
     ],
 )
 def test_what_makes_no_sense_is_an_error_and_ends_no_root(shared: EtcdCluster, name: str, key: str, value: str) -> None:

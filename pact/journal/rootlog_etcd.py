@@ -355,10 +355,10 @@ class EtcdLog:
             about = strict.loads_object(raw, strict.SMALL_MAX)
         except strict.NotStrictError:
             about = {}
-        if about.get("parts") != 0:
+        if "where" in kinds or about.get("parts") != 0:  # only a chunk can be whole without parts
             kinds["sha256"] = str
         sound = all(type(about.get(key)) is kind for key, kind in kinds.items())
-        if not sound or not 0 <= about["parts"] <= PARTS_MAX or about.get("count", 1) < 1:
+        if not sound or not 0 <= about["parts"] <= PARTS_MAX or about.get("count", 1) < 1 or about.get("gseq", 0) < 0:
             self._sensible(None, what)
         return about
 
