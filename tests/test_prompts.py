@@ -210,3 +210,18 @@ def test_a_prompt_starts_no_process(name: str, tmp_path: Path) -> None:
         assert [line for line in made if "CLONE_THREAD" not in line] == []  # fish has threads of its own
     finally:
         shell.close()
+
+
+def test_a_shell_that_ends_on_errors_goes_on_after_a_code_that_was_none(tmp_path: Path) -> None:
+    """``set -e`` lets ``false && true`` pass; the next prompt must not make an error of it."""
+    state = tmp_path / "state"
+    state.write_text("drifted 0.07 c7 0\n")
+    shell = Shell("bash", tmp_path, state)
+    try:
+        shell.type("set -eu\r")
+        shell.prompt()
+        shell.type("false && true\r")
+        assert "[pact c7]" in shell.prompt()
+        assert shell.process.poll() is None
+    finally:
+        shell.close()

@@ -97,6 +97,8 @@ def test_a_shell_must_be_a_program(shell: str) -> None:
 def test_one_word_is_a_line_for_the_shell_and_several_are_exactly_these() -> None:
     assert spawn.line(ANN, "/bin/bash", []) == ["-bash"]
     assert spawn.line(ANN, "/bin/bash", ["ls | wc"]) == ["bash", "-c", "ls | wc"]
+    assert spawn.line(ANN, "/bin/bash", ["--", "ls"]) == ["bash", "-c", " -- ls"]  # no options of the shell
+    assert spawn.line(ANN, "/bin/bash", ["-i"]) == ["bash", "-c", " -i"]
     assert spawn.line(ANN, "/bin/bash", ["ls", "a b", "$x"]) == ["bash", "-c", "ls 'a b' '$x'"]
 
 

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+import pty
+import signal
 import socket
+import termios
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from pact.session import frames
 from pact.session.client import Client
@@ -42,3 +50,111 @@ def test_what_is_no_output_gives_no_credit() -> None:
             os.close(fd)
         here.close()
         there.close()
+
+
+@contextmanager
+def talking(session: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
+    """The client's end of a session that does this."""
+    here, there = socket.socketpair()
+    thread = threading.Thread(target=session, args=(there,))
+    thread.start()
+    with here, there:
+        yield here
+        thread.join(10)
+
+
+def heard(there: socket.socket, found: list[tuple[bytes, bytes]]) -> None:
+    """All that the client says, until it is gone."""
+    reader = frames.Reader()
+    while data := there.recv(4096):
+        found.extend(reader.feed(data))
+
+
+def test_input_that_cannot_be_read_does_not_pass_for_all_of_it(tmp_path: Path) -> None:
+    found: list[tuple[bytes, bytes]] = []
+    unreadable = os.open(tmp_path, os.O_RDONLY)  # a directory
+    with talking(lambda there: heard(there, found)) as here:
+        ended = Client(here, terminal=False, stdin=unreadable).run()
+        here.shutdown(socket.SHUT_RDWR)
+    os.close(unreadable)
+    assert ended.code == 1 and ended.why == "standard input: Is a directory" and not ended.left
+    assert (b"S", b"HUP") in found and (b"D", b"") not in found
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_output_that_the_disk_does_not_take_is_said_to_be_lost(over: bool) -> None:
+    """Also when the session has ended well by then."""
+    null, full = os.open("/dev/null", os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+
+    def session(there: socket.socket) -> None:
+        there.sendall(said(b"A", {}) + frame(b"O", b"x") + (said(b"X", {"exit": 0}) if over else b""))
+        heard(there, [])
+
+    with talking(session) as here:
+        ended = Client(here, terminal=False, stdin=null, stdout=full).run()
+        here.shutdown(socket.SHUT_RDWR)
+    os.close(null)
+    os.close(full)
+    assert (ended.code, ended.why, ended.left) == (1, "output: No space left on device", False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals) -> None:
+    """``nohup`` ignores SIGHUP, and a script the keys of whoever watches it for what it starts in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    null = os.open("/dev/null", os.O_RDONLY)
+
+    def session(there: socket.socket) -> None:
+        there.recv(4096)  # it runs
+        os.kill(os.getpid(), number)
+        there.sendall(said(b"X", {"exit": 3}))
+        heard(there, [])
+
+    try:
+        with talking(session) as here:
+            ended = Client(here, terminal=False, stdin=null).run()
+            here.shutdown(socket.SHUT_RDWR)
+        assert ended.code == 3 and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+        os.close(null)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_session_whose_terminal_closes_goes_on(busy: bool) -> None:
+    """Nobody typed an end of input into it, and nobody hangs it up: its own time for that begins."""
+    found: list[tuple[bytes, bytes]] = []
+    master, slave = pty.openpty()
+
+    def session(there: socket.socket) -> None:
+        there.sendall(said(b"A", {}))
+        there.recv(4096)  # its size
+        os.close(master)
+        if busy:
+            there.sendall(frame(b"O", b"x" * 1000))
+        heard(there, found)
+
+    with talking(session) as here:
+        ended = Client(here, terminal=True, stdin=slave, stdout=slave, stderr=slave).run()
+        here.shutdown(socket.SHUT_RDWR)
+    os.close(slave)
+    assert ended.left and ended.code == 128 + signal.SIGHUP
+    assert not [kind for kind, _ in found if kind in b"DS"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+def test_a_client_that_is_ended_leaves_its_session_and_the_terminal_as_it_was(number: signal.Signals) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+
+    def session(there: socket.socket) -> None:
+        there.recv(4096)  # its size
+        os.kill(os.getpid(), number)
+        heard(there, [])
+
+    with talking(session) as here:
+        ended = Client(here, terminal=True, stdin=slave, stdout=slave, stderr=slave).run()
+        here.shutdown(socket.SHUT_RDWR)
+    assert ended.left and ended.code == 128 + number and termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)

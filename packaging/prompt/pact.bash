@@ -28,7 +28,8 @@ __pact_prompt() {
 
 if [[ $- == *i* ]]; then
   # After whatever stands there: it may want the exit code, which this leaves as it was.
-  __pact_prompt_before() { local code=$?; __pact_prompt; return $code; }
+  # With set -e a code that nobody asked about would end the shell.
+  __pact_prompt_before() { local code=$?; __pact_prompt; [[ $- == *e* ]] || return $code; }
   # A shell in this one may have got one of both from it, and may not be allowed to change them.
   if [[ ${PROMPT_COMMAND[*]-} != *__pact_prompt* && ! ( ${PROMPT_COMMAND+x} && ${PROMPT_COMMAND@a} == *r* ) ]]; then
     PROMPT_COMMAND="__pact_prompt_before${PROMPT_COMMAND:+; $PROMPT_COMMAND}"

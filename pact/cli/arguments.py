@@ -192,3 +192,9 @@ def group_among(names: Sequence[str]) -> str | None:
 def missing_allowed(args: argparse.Namespace) -> int | str | None:
     text: str | None = args.allow_missing
     return int(text) if text is not None and text.isdigit() else text
+
+
+def require_command(words: Sequence[str]) -> None:
+    """A variable that is not set must not pass for a command that succeeded. Raises UsageError."""
+    if words and not any(word.strip() for word in words):
+        raise UsageError("the command is empty")

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import orjson
-
 from pact.core import strict
 from pact.core.units import format_duration
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError
@@ -81,7 +79,8 @@ class Connection:
 
     def send(self, op: str, args: dict[str, Any], *, stays: bool = True) -> None:
         """``stays``: without the client nobody wants the answer, so a request whose client has gone is dropped."""
-        left = memoryview(orjson.dumps({"v": 1, "op": op, "args": args, **({"alive": True} if stays else {})}) + b"\n")
+        asked = {"v": 1, "op": op, "args": args, **({"alive": True} if stays else {})}
+        left = memoryview(strict.text_of(asked) + b"\n")
         while left:
             self._wait(select.POLLOUT)
             try:

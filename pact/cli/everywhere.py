@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import errno
 import os
 import select
 import signal
@@ -234,6 +235,8 @@ class Everywhere:
 
 def run(args: argparse.Namespace, words: list[str]) -> int:
     """Carry it out. Returns the exit code. Raises PactError."""
+    from pact.session.client import heeded
+
     limit_s = args.timeout / NS_PER_S if args.timeout else LIMIT_S
     if limit_s > LIMIT_MAX_S:
         raise UsageError("a command on many nodes may take 50 minutes", "start it there as a service: systemd-run")
@@ -251,7 +254,7 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     patient = argparse.Namespace(**{**vars(args), "timeout": int((limit_s + 2 * MORE_S) * NS_PER_S)})
     interrupted = False
     lost: PactError | None = None
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in heeded(signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with connected(patient) as client:
         all_ = Everywhere(client, live=bool(fields.get("live")))
@@ -293,8 +296,11 @@ def _stdin() -> bytes:
             if not (piece := os.read(0, READ)):
                 break
             data += piece
-    except OSError:
-        return b""
+    except OSError as exc:
+        if exc.errno == errno.EBADF:  # ``nohup`` opens one that cannot be read
+            return b""
+        why = os.strerror(exc.errno or 0)
+        raise UsageError(f"standard input: {why}", "nothing was run; --no-stdin passes none on") from None
     if len(data) > STDIN_MAX:
         raise UsageError(f"standard input has more than {STDIN_MAX} bytes", "copy it to the nodes in another way")
     return bytes(data)

@@ -18,8 +18,9 @@ BROUGHT: Final = ("LANG", "TZ")
 
 
 def brought() -> dict[str, str]:
-    """What a session takes from this environment."""
-    return {k: v for k, v in os.environ.items() if k in BROUGHT or k.startswith("LC_")}
+    """What a session takes from this environment: what is text."""
+    found = {k: v for k, v in os.environ.items() if k in BROUGHT or k.startswith("LC_")}
+    return {k: v for k, v in found.items() if k.isprintable() and v.isprintable()}
 
 
 def on_terminal() -> bool:
@@ -72,7 +73,8 @@ def wish_for(command: list[str], account: str, terminal: bool) -> dict[str, Any]
     wish: dict[str, Any] = {"terminal": terminal, "env": brought()}
     if terminal:
         rows, columns, _, _ = size_here()
-        wish |= {"term": os.environ.get("TERM", ""), "rows": rows, "cols": columns}
+        term = os.environ.get("TERM", "")
+        wish |= {"term": term if term.isprintable() else "", "rows": rows, "cols": columns}
     if command:
         wish["words"] = command
     if account:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-import orjson
 import zmq
 
 from pact import __version__
@@ -316,7 +315,7 @@ class RootClient:
         nodes = None if nodes is None else resolved(nodes)
         if isinstance(args.get("allow_missing"), str):
             args = {**args, "allow_missing": resolved(args["allow_missing"])}
-        body = orjson.dumps(args)
+        body = strict.text_of(args)
         if len(body) > BODY_MAX:
             raise UsageError(f"the request has {len(body)} bytes; at most {BODY_MAX} travel", "split the file")
         if time.monotonic() - self._sent_s > IDLE_S:  # it said nothing for so long that it may be forgotten there

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from pact._fast import members_in, members_of
+from pact.errors import UsageError
 from pact.limits import LEVELS_MAX
 
 SHOWN_MAX: Final = 80
@@ -81,6 +82,14 @@ def toml(text: str) -> dict[str, Any]:
         elif isinstance(value, float) and not math.isfinite(value):
             raise NotStrictError("a number that is none, or without end")
     return table
+
+
+def text_of(value: object) -> bytes:
+    """The JSON of what a person said on the command line or typed. Raises UsageError for what is no Unicode."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise UsageError("a word is no UTF-8", "write its bytes otherwise: printf '\\377'") from None
 
 
 def own(raw: bytes | memoryview | str) -> Any:

@@ -6,6 +6,7 @@ Keys go as they are typed, except after Enter: ``~.`` leaves the session (it goe
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 
+from pact.errors import EXIT_FAILED
 from pact.session import frames
 from pact.session.frames import CREDIT, CREDIT_STEP, FrameError, credit, frame, said
 
@@ -37,6 +39,9 @@ class Ended(NamedTuple):
     why: str = ""
     left: bool = False
     told: bool = False
+
+
+TERMINAL_GONE: Final = Ended(128 + signal.SIGHUP, "", left=True)
 
 
 class Way(Protocol):
@@ -75,6 +80,11 @@ class Sink:
             os.close(self._own)
 
 
+def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those that this program obeys: ``nohup``, and a script that starts it in the background, have some ignored."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def size_here(fd: int = 1) -> frames.Size:
     """The size of this terminal."""
     try:
@@ -96,7 +106,10 @@ def raw(fd: int) -> Iterator[Callable[[], None]]:
     try:
         yield again
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        try:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        except termios.error:
+            pass  # the terminal has gone
 
 
 def printable(text: str) -> str:
@@ -167,6 +180,7 @@ class Client:
         self._consumed = 0
         self._waiting: list[tuple[bytes, bytes]] = []
         self._ended: Ended | None = None
+        self._hung_up = False  # the session was told that nobody is here any more
         self._input_open = True
         self._interrupted = 0
         self._told = ""  # the last line that the session had for the person
@@ -174,8 +188,7 @@ class Client:
     def run(self) -> Ended:
         """Until the session ends, or this client leaves it."""
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        numbers = [signal.SIGWINCH, signal.SIGCONT, signal.SIGHUP, signal.SIGTERM]
-        numbers += [] if self.terminal else [signal.SIGINT, signal.SIGQUIT]
+        numbers = [signal.SIGWINCH, signal.SIGCONT, *heeded(signal.SIGHUP, *FORWARDED)]
         before = {n: signal.signal(n, lambda *_: None) for n in numbers}
         wakeup = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         self.sock.setblocking(False)
@@ -215,9 +228,9 @@ class Client:
             if sink >= 0 and ready.get(sink, 0) & ~select.POLLIN:
                 self._show()
             typed = self._ended is None and bool(ready.get(self.stdin, 0) & ~select.POLLOUT)
-            if typed and self._typed():
+            if typed and (left := self._typed()) is not None:
                 self._flush()
-                return Ended(0, "", left=True)
+                return left
             if self._ended is None and (pending or not ready or link in ready):
                 self._from_session()
             self._flush()
@@ -225,18 +238,24 @@ class Client:
 
     # -- this side's input and output --------------------------------------------------------------------------------
 
-    def _typed(self) -> bool:
-        """Pass on what was typed. Returns whether the person leaves."""
+    def _typed(self) -> Ended | None:
+        """Pass on what was typed. Returns how it ends here, if the person leaves."""
         try:
             data = os.read(self.stdin, min(READ, self._may))
         except BlockingIOError:
-            return False
-        except OSError:
+            return None
+        except OSError as exc:
             data = b""
+            # What cannot be read to its end must not pass for all of it.
+            if exc.errno != errno.EBADF and not os.isatty(self.stdin):
+                self._hang_up(Ended(EXIT_FAILED, f"standard input: {os.strerror(exc.errno or 0)}"))
+                return None
         if not data:
             self._input_open = False
+            if self.terminal:  # which passes every key on: it has gone
+                return TERMINAL_GONE
             self._out += frame(b"D")
-            return False
+            return None
         if self.terminal:
             data = self._escapes.pass_on(data)
             if self._escapes.help:
@@ -245,7 +264,15 @@ class Client:
         if data:
             self._may -= len(data)
             self._out += frame(b"I", data)
-        return self._escapes.leave
+        return Ended(0, "", left=True) if self._escapes.leave else None
+
+    def _hang_up(self, ended: Ended) -> None:
+        """Nobody is here any more who could go on with it."""
+        self._waiting.clear()
+        if self._ended is None:
+            self._out += frame(b"S", b"HUP")
+            self._hung_up = True
+        self._ended = ended
 
     def _show(self) -> None:
         kind, data = self._waiting[0]
@@ -253,11 +280,8 @@ class Client:
             wrote = self.sinks[kind].write(data)
         except BlockingIOError:
             return
-        except OSError:  # whoever reads this output is gone
-            self._waiting.clear()
-            if self._ended is None:
-                self._out += frame(b"S", b"HUP")
-                self._ended = Ended(128 + signal.SIGPIPE)
+        except OSError as exc:
+            self._unshown(exc.errno or 0)
             return
         if wrote == len(data):
             del self._waiting[0]
@@ -268,6 +292,18 @@ class Client:
             self._out += credit(self._consumed)
             self._consumed = 0
 
+    def _unshown(self, number: int) -> None:
+        """This side's output takes nothing any more."""
+        if self.terminal and number == errno.EIO:
+            self._waiting.clear()
+            self._ended = self._ended or TERMINAL_GONE
+        elif number != errno.EPIPE:  # its disk is full
+            self._hang_up(Ended(EXIT_FAILED, f"output: {os.strerror(number)}"))
+        elif self._ended is None:  # whoever reads it has what he wanted
+            self._hang_up(Ended(128 + signal.SIGPIPE))
+        else:
+            self._waiting.clear()
+
     def _resize(self) -> None:
         self._out += said(b"W", list(size_here(self.stdin)))
 
@@ -277,7 +313,7 @@ class Client:
                 if number == signal.SIGCONT:
                     again()  # whoever ran meanwhile had its own settings
                 self._resize()
-            elif number == signal.SIGHUP or (self.terminal and number == signal.SIGTERM):
+            elif number == signal.SIGHUP or (self.terminal and number in FORWARDED):
                 return Ended(128 + number, "", left=True)
             elif number in FORWARDED:
                 self._interrupted += 1
@@ -289,7 +325,7 @@ class Client:
     # -- the session's -----------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        while self._out and (self._ended is None or self._ended.code == 128 + signal.SIGPIPE):
+        while self._out and (self._ended is None or self._hung_up):
             try:
                 sent = self.sock.send(self._out)
             except BlockingIOError:

@@ -111,7 +111,8 @@ def line(entry: pwd.struct_passwd, shell: str, command: Sequence[str]) -> list[s
     name = os.path.basename(shell)
     if not command:
         return [f"-{name}"]
-    return [name, "-c", command[0] if len(command) == 1 else shlex.join(command)]
+    text = command[0] if len(command) == 1 else shlex.join(command)
+    return [name, "-c", f" {text}" if text.startswith(("-", "+")) else text]  # else the shell takes it for an option
 
 
 class Plan:

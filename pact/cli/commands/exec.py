@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pact.cli.arguments import Parser, whole
+from pact.cli.arguments import Parser, require_command, whole
 from pact.cli.command import Program
 from pact.errors import UsageError
 
@@ -38,6 +38,7 @@ class Exec(Program):
             raise UsageError("exec needs --nodes", "on this machine, run the command itself")
         if not words:
             raise UsageError("no command", "pact exec --nodes NODESET -- COMMAND...")
+        require_command(words)
         from pact.cli.everywhere import run
 
         return run(args, words)
