@@ -199,3 +199,38 @@ def test_what_has_drifted_is_not_added_up_anew_for_each_prompt(agent: Agent, mon
         patched.setattr(Member, "square", property(counted))
         assert sum(state.sums().values()) == squares > 0
         agent._show_prompts()
+
+
+@pytest.mark.invariant("J9")
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_request_that_was_read_counts_also_when_its_client_has_gone(
+    agent: Agent, slow: None, alive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wants signs of life gives up what it asked when it goes; an epilog's line counts once it was read."""
+    caller = Caller(Actor("ann", 7, "admin", "cluster"), Owner("uid:7", "ann", 7))
+    client = Remote(lambda raw: None, caller)
+    fields = {"v": 1, "op": "emergency_start", "args": {"reason": "r", "for_ns": NS_PER_S}}
+    agent.requests.line(client, orjson.dumps({**fields, "alive": True} if alive else fields))
+    assert agent.requests.first.runs()
+    monkeypatch.setattr(agent.control, "connected", lambda _: False)
+    for _ in range(COUNT):
+        if agent.requests.first.runs():
+            agent.requests.first.turn()
+    assert bool(agent.node.state.emergency) == (not alive)
+
+
+def test_without_a_journal_all_that_was_touched_is_looked_at_first(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.journal_error = "journal: database or disk is full"
+    looked: list[str] = []
+    look = agent._look_at
+
+    def counted(wanted: list[tuple[str, Owner | None]]) -> Any:
+        looked.extend(r for r, _ in wanted)
+        return look(wanted)
+
+    monkeypatch.setattr(agent, "_look_at", counted)
+    agent.catch_up()
+    assert len(looked) == COUNT
+    agent.journal_error = ""

@@ -7,7 +7,16 @@ import pytest
 from pact.agent.veil import VIEWER, Veil
 from pact.observe.mountinfo import MountEntry
 from pact.resources.support.mount_options import Memory
-from pact.resources.support.passwords import HIDDEN, holds_secret, shown, shown_option, shown_source, unquoted
+from pact.resources.support.passwords import (
+    HIDDEN,
+    holds_secret,
+    option_secrets,
+    shown,
+    shown_option,
+    shown_source,
+    source_secrets,
+    unquoted,
+)
 
 pytestmark = pytest.mark.invariant("S2")
 
@@ -177,3 +186,15 @@ def test_of_attributes_only_these_two_change() -> None:
 def test_what_a_tool_says_is_told_without_what_it_was_called_with(text: str, means: str) -> None:
     mount = {"source": "//ann:pa@host/x", "fstype": "cifs", "options": ["rw", "password=pa", "token=abcd"]}
     assert unquoted(text, None, mount) == means
+
+
+def test_options_within_options_without_end_are_hidden_whole() -> None:
+    """Who mounts chooses them; a rollback of the mount must not fail for them."""
+    deep = "a=" * 3000 + "word"
+    assert shown_option(deep).endswith(HIDDEN) and "word" not in shown_option(deep)
+    assert option_secrets(deep)[0].endswith("word")
+
+
+def test_a_long_source_without_anybody_in_it_is_not_searched() -> None:
+    for source in (":" * 200_000, "//" + ":" * 200_000, "x://" * 50_000):
+        assert shown_source(source) == source and source_secrets(source) == []

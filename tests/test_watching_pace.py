@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from pact._fast import FileTable
+from pact.agent.config import Config
 from pact.agent.followers import Followers
 from pact.agent.pace import Pace, is_others
 from pact.agent.watching import OBSERVE_BATCH_MAX, Watching
@@ -135,7 +137,7 @@ def test_who_moves_little_does_not_wait_for_those_who_move_much(uid: int | None)
 def test_many_people_together_have_few_records_of_their_own() -> None:
     pace, now_ns = Pace(whose), 10**12
     pace.recorded("file:/home/u/0", now_ns, 2 * MOVING_AT_ONCE * MOVING_BYTES)
-    people = [Owner(f"uid:{n}", "", n) for n in range(3 * MOVING_OWNERS_MAX)]
+    people = [Owner(f"uid:{n}", "", n) for n in range(1, 3 * MOVING_OWNERS_MAX)]
     at_once = [p for p in people if pace.due_ns(f"file:/home/{p.uid}/x", p, now_ns) <= now_ns]
     assert len(at_once) == MOVING_OWNERS_MAX
 
@@ -169,16 +171,44 @@ def test_what_conforms_again_is_counted_too() -> None:
         ({"type": "file", "owner": "0", "group": "0", "mode": "0600"}, False),
         ({"type": "symlink", "owner": "ann", "target": "/x"}, True),
         ({"value": "1"}, False),
-        (None, True),
     ],
 )
 def test_whose_hands_a_resource_is_in(actual: Attrs | None, theirs: bool) -> None:
     assert is_others(actual) == theirs
 
 
-@pytest.mark.parametrize(("uid", "theirs"), [(0, False), (7, True), (None, True)])
-def test_what_is_gone_was_in_the_hands_of_who_took_it_away(uid: int | None, theirs: bool) -> None:
-    assert is_others(None, Owner("key", "x", uid)) == theirs
+@pytest.mark.parametrize(
+    ("uid", "before", "theirs"), [(0, "ann", False), (7, "ann", True), (None, "ann", True), (7, "", False)]
+)
+def test_what_is_gone_was_in_the_hands_that_it_was_in_before(uid: int | None, before: str, theirs: bool) -> None:
+    """Who uses sudo has removed root's with a name of his own."""
+    assert is_others(None, Owner("key", "x", uid), before) == theirs
+
+
+@pytest.mark.invariant("S3")
+def test_root_waits_for_no_turn_of_others(tmp_path: Path) -> None:
+    pace = Pace(lambda _: "ann")
+    for n in range(3000):
+        pace.recorded(f"file:/srv/{n}", 1, theirs=True)
+    now_ns = 60 * NS_PER_S
+    ann, root = Owner("login:7:1", "ann", 7), Owner("login:0:1", "root", 0)
+    late = [pace.due_ns(f"file:/srv/{n}", ann, now_ns) for n in range(100)]
+    assert sum(due > now_ns for due in late) > 80, "one who moves thousands waits"
+    assert all(pace.due_ns(f"file:/srv/{n}", root, now_ns) <= now_ns for n in range(3000))
+    a = f"file:{tmp_path}/a"
+    watching = Watching(Config(state_dir=str(tmp_path)), 0)
+    try:
+        watching.add([a])
+        watching.pace = pace
+        pace.recorded(a, now_ns - 30 * NS_PER_S, theirs=True)
+        for n in range(2000):
+            pace.due_ns(f"file:/srv/{n}", ann, now_ns)
+        watching.touch(a, ann)
+        assert watching.take(now_ns) == []
+        watching.touch(a, root)
+        assert watching.take(now_ns) == [(a, root)]
+    finally:
+        watching.close()
 
 
 @pytest.mark.invariant("S3")

@@ -301,7 +301,7 @@ class Driver:
             elif isinstance(said, payloads.Tracked):
                 self.watching.tracking.follow(self.node.state.tracked)
             elif isinstance(said, payloads.DriftDetected):
-                theirs = pace.is_others(said.actual, said.owner)
+                theirs = pace.is_others(said.actual, said.owner, pace.whose(self.node.state, said.resource))
                 self.watching.recorded([said.resource], self.clock.now_ns(), pace.length(said.actual), theirs=theirs)
             say(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:

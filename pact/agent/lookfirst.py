@@ -57,11 +57,12 @@ class LookFirst:
         control, ends_ns = self._agent.control, time.monotonic_ns() + SLICE_NS
         while self._waiting and time.monotonic_ns() < ends_ns:
             first = min(self._waiting, key=_rank)
-            connected, began_ns = control.connected(first.client), time.monotonic_ns()
-            if connected and not self._looked(first, ends_ns):
+            # Who wants signs of life gives its request up when it goes; a request of others counts once it was read.
+            counts, began_ns = control.connected(first.client) or not first.client.alive, time.monotonic_ns()
+            if counts and not self._looked(first, ends_ns):
                 return
             self._waiting.remove(first)
-            if connected:
+            if counts:
                 self._spend(first.client, time.monotonic_ns() - began_ns)
                 control.flush(first.client)
 

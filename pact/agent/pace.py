@@ -32,10 +32,10 @@ AT_ONCE_NS: Final = MOVING_AT_ONCE * EACH_NS
 LATEST_NS: Final = int(MOVING_S * NS_PER_S)
 
 
-def is_others(attrs: Attrs | None, owner: Owner | None = None) -> bool:
-    """Whether somebody beside root may move it as it is now. ``owner``: who has removed it, if it is not there: who
-    owns its directory may do so."""
-    return owner is None or owner.uid != 0 if attrs is None else bool(hands(attrs))
+def is_others(attrs: Attrs | None, owner: Owner | None = None, before: str = "") -> bool:
+    """Whether somebody beside root may move it as it is now. If it is not there: ``owner`` has removed it, and
+    ``before`` it was in these hands. Who uses sudo is root with another's name."""
+    return (owner is None or owner.uid != 0) and bool(before) if attrs is None else bool(hands(attrs))
 
 
 def hands(attrs: Attrs | None) -> str:
@@ -101,6 +101,9 @@ class Pace:
     def due_ns(self, resource: str, owner: Owner | None, now_ns: int) -> int:
         """When to look at it. It was touched now, or its turn has come."""
         again_ns = sum(self._recorded.get(resource, (0, 0)))
+        if owner is not None and owner.uid == 0:  # what root does waits for nobody
+            self.forget(resource)
+            return again_ns
         turn_ns = self._turns.get(resource, 0)
         if turn_ns:
             if turn_ns <= now_ns:

@@ -67,11 +67,10 @@ class Sightings(Driver):
             self._cover()
         everything = hurries()
         self.watching.ask(self.clock.now_ns(), everything=everything)
-        while self.watching.asked and not self.journal_error:
-            self._observe(self.clock.now_ns())
+        while self.watching.asked:
+            (self._observe_unrecorded if self.journal_error else self._observe)(self.clock.now_ns())
             yield
         if self.journal_error:
-            self._observe_unrecorded(self.clock.now_ns())
             return
         ends_ns, tracking = time.monotonic_ns() + TRACKING_ASKED_NS, self.watching.tracking
         self._track(self.clock.now_ns(), everything=everything)

@@ -240,11 +240,11 @@ class Watching:
         if any(resource in ids for ids in self._acting.values()):
             self._held[resource] = together(self._held.get(resource), owner)
             return
-        waiting = self._delayed.get(resource)
-        if waiting is not None:
-            self._delayed[resource] = (waiting[0], together(waiting[1], owner))
+        due_ns, before = self._delayed.pop(resource, (0, self.pending.get(resource)))
+        if due_ns and not (owner is not None and owner.uid == 0):  # root does not wait in others' turns
+            self._delayed[resource] = (due_ns, together(before, owner))
         else:
-            self.pending[resource] = together(self.pending.get(resource), owner)
+            self.pending[resource] = together(before, owner)
 
     def begin(self, job: int, resources: Iterable[str]) -> None:
         """A job now changes these resources. Nothing is recorded of them until it ends, and an open descriptor would

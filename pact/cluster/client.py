@@ -275,6 +275,9 @@ class RootClient:
                 message = self._received()
                 if message.kind == "welcome":
                     return
+                if message.kind == "frames":
+                    self.on_frames(message)
+                    continue
                 if message.kind == "sorry" and message.head["denied"]:
                     raise DeniedError(f"{url}: {message.head['why']}", OTHER_KEY)
                 if message.kind == "sorry":

@@ -29,6 +29,8 @@ MARKED: Final = "marked"
 MADE: Final = "made"
 #: Steps that outlive a boot.
 LASTING: Final = {MADE}
+#: Steps whose end is durable, too: taken back once more after a power cut, they would undo what was done since.
+DURABLE: Final = set[str]()
 #: Who takes back steps of other kinds than mounts and files, by what they are called; it raises what a record that is
 #: none makes it raise. Gives lines for the log.
 TAKEN_BACK_BY: Final[dict[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {}
@@ -64,14 +66,14 @@ class LooseEnds:
             self._write()
         return said
 
-    def begin(self, what: str, **about: Any) -> int:
-        """Put a step on record; it is durable when this returns. Raises OSError if that fails: then the step is not
-        taken."""
+    def begin(self, what: str, most: int = BYTES_MAX, /, **about: Any) -> int:
+        """Put a step on record; it is durable when this returns. ``most``: the bytes of all that may be on record with
+        it; the rest is for others. Raises OSError if that fails: then the step is not taken."""
         with self._lock:
             self._number += 1
             self._ends[self._number] = {"what": what, **about}
             try:
-                self._write(durable=True)
+                self._write(most, durable=True)
             except OSError:
                 del self._ends[self._number]
                 raise
@@ -80,11 +82,11 @@ class LooseEnds:
     def end(self, number: int) -> None:
         """The other step is done, or this one was taken back."""
         with self._lock:
-            self._ends.pop(number, None)
+            ended = self._ends.pop(number, {})
             try:
-                self._write()
+                self._write(durable=ended.get("what") in DURABLE)
             except OSError:
-                pass  # taken back once more after the next start, which changes nothing
+                pass  # taken back once more after the next start
 
     @contextmanager
     def during(self, what: str, **about: Any) -> Iterator[None]:
@@ -94,12 +96,12 @@ class LooseEnds:
         finally:
             self.end(number)
 
-    def _write(self, *, durable: bool = False) -> None:
+    def _write(self, most: int = BYTES_MAX, *, durable: bool = False) -> None:
         """Write in place, in one piece. Raises OSError."""
         if self._fd < 0:
             return
         raw = orjson.dumps({"boot": self._boot, "ends": list(self._ends.values())})
-        if len(raw) > BYTES_MAX:
+        if len(raw) > most:
             raise OSError(errno.ENOSPC, "too much is under way at once")
         os.pwrite(self._fd, raw.ljust(BYTES_MAX), 0)
         if durable:

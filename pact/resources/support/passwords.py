@@ -14,6 +14,8 @@ from typing import Any, Final
 HIDDEN: Final = "(hidden)"
 #: A shorter word would be found in every text.
 QUOTED_MIN: Final = 3
+#: Options within options are followed so far; what lies deeper is hidden whole.
+DEEP_MAX: Final = 8
 #: Options whose value is a secret; an option that names a file (``passwd_file``, ``secretfile``) is only its place.
 _OPTION: Final = re.compile(
     r"(?i)[\w.*-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key|proxy_?user|command|cookie"
@@ -27,15 +29,15 @@ _BEFORE_HOST: Final = re.compile(r"(?s)((?:\A|[\w.+-]*:)//)([^/@]*[:%].*)@|\A([^
 _QUERY: Final = re.compile(r"(?i)([?&;][\w.-]*(?:pass|pwd|secret|token|sig|key)[\w.-]*=)[^&;\s]+")
 
 
-def shown_option(option: str) -> str:
-    """The option in the form for everybody."""
+def shown_option(option: str, deep: int = 0) -> str:
+    """The option in the form for everybody. ``deep``: in so many others."""
     name, _, value = option.partition("=")
     if not value:
         return option
-    if _is_secret(name):
+    if _is_secret(name) or deep >= DEEP_MAX:
         return f"{name}={HIDDEN}"
     shown = shown_source(value)
-    return f"{name}={shown_option(value) if shown == value else shown}"
+    return f"{name}={shown_option(value, deep + 1) if shown == value else shown}"
 
 
 def _is_secret(name: str) -> bool:
@@ -44,20 +46,23 @@ def _is_secret(name: str) -> bool:
 
 def shown_source(source: str) -> str:
     """The source in the form for everybody. Hosts, exports and labels stay."""
-    return _QUERY.sub(rf"\g<1>{HIDDEN}", _BEFORE_HOST.sub(rf"\g<1>{HIDDEN}@", source))
+    shown = _BEFORE_HOST.sub(rf"\g<1>{HIDDEN}@", source) if "@" in source else source
+    return _QUERY.sub(rf"\g<1>{HIDDEN}", shown)
 
 
-def option_secrets(option: str) -> list[str]:
+def option_secrets(option: str, deep: int = 0) -> list[str]:
     """The secret parts of the option."""
     name, _, value = option.partition("=")
     if not value:
         return []
-    return [value] if _is_secret(name) else source_secrets(value) or option_secrets(value)
+    if _is_secret(name) or deep >= DEEP_MAX:
+        return [value]
+    return source_secrets(value) or option_secrets(value, deep + 1)
 
 
 def source_secrets(source: str) -> list[str]:
     """The secret parts of the source."""
-    before = [m.group(2) or m.group(3) for m in _BEFORE_HOST.finditer(source)]
+    before = [m.group(2) or m.group(3) for m in _BEFORE_HOST.finditer(source)] if "@" in source else []
     words = [word for pair in before for word in (pair, re.split("[:%]", pair, maxsplit=1)[1])]
     return words + [m.group(0)[len(m.group(1)) :] for m in _QUERY.finditer(source)]
 

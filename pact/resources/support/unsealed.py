@@ -13,7 +13,7 @@ from typing import Any, Final
 from pact._fast import syscalls
 from pact.model import decode_name, encode_name
 from pact.resources.support.flags import flags_at, set_flags_at
-from pact.resources.support.loose import LASTING, LOOSE, TAKEN_BACK_BY
+from pact.resources.support.loose import BYTES_MAX, DURABLE, LASTING, LOOSE, TAKEN_BACK_BY
 
 UNSEALED: Final = "unsealed"
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -22,7 +22,7 @@ DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 def begin(path: bytes, letters: str) -> int:
     """These flags of it are about to be taken off; ``LOOSE.end`` says that they are set again. Raises OSError."""
     inode = os.lstat(path).st_ino
-    return LOOSE.begin(UNSEALED, path=encode_name(path), letters=letters, inode=inode)
+    return LOOSE.begin(UNSEALED, BYTES_MAX // 2, path=encode_name(path), letters=letters, inode=inode)
 
 
 def flags_of(path: bytes) -> str:
@@ -58,3 +58,4 @@ def _taken_back(end: Mapping[str, Any]) -> Iterator[str]:
 
 TAKEN_BACK_BY[UNSEALED] = _taken_back
 LASTING.add(UNSEALED)
+DURABLE.add(UNSEALED)
