@@ -110,7 +110,7 @@ def test_a_file_that_says_nonsense_changes_nothing(agent: Agent) -> None:
 
 def test_notices_are_switched_off_at_once(agent: Agent) -> None:
     text = agent.config_path.read_text()
-    agent.config_path.write_text(text + "[notify]\nterminals = false\n")
+    agent.config_path.write_text(text.replace("[notify]\nterminals = false\n", "[notify]\nterminals = true\n"))
     said = hup(agent)
     assert "[notify] terminals" in said and "restart" not in said
     agent.config_path.write_text(text)

@@ -141,7 +141,7 @@ class Agent:
         self.telling = SimpleNamespace(blobs=nothing)
         self.batch = SimpleNamespace(epilog=nothing, status=dict)
         self.link, self.unrecorded, self.journal_error = None, {}, ""
-        self.looking = lambda **_: iter(())
+        self.looking = lambda *_: iter(())
         self.require_journal = self.make_room = self.require_durable = self.expect = nothing
 
     next_token, fail, answer, answering = Driver.next_token, Driver.fail, Driver.answer, Driver.answering
