@@ -12,7 +12,7 @@ from pact.agent import driver as shell
 from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.probing import observe
-from pact.core.node.events import Appeared, FleetTold, New, Observed, Scanned, Sighting, Ticked
+from pact.core.node.events import Appeared, New, Observed, Scanned, Sighting, Ticked
 from pact.errors import JournalError
 from pact.model import Owner, Unreadable
 
@@ -123,20 +123,6 @@ def finds_it_again(agent: Agent) -> None:
     agent._retry_journal_ns = 0
     agent._retry_journal(agent.clock.now_ns())
     assert not agent.journal_error
-
-
-@pytest.mark.invariant("G8")
-def test_a_loss_makes_no_delayed_word_of_an_earlier_root_count(
-    agent: Agent, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the new root said needed no record: only the memory has it."""
-    agent.tell(FleetTold(*agent.now(), 6, 100, []))
-    with monkeypatch.context() as broken:
-        loses_its_journal(agent, place, broken)
-    finds_it_again(agent)
-    stop = {"hold": "f1", "user": "ann", "reason": "too late", "seconds": 3600, "remaining_s": 3600.0}
-    agent.tell(FleetTold(*agent.now(), 5, 101, [stop]))
-    assert not agent.node.state.holds
 
 
 @pytest.mark.invariant("U1")
