@@ -94,6 +94,12 @@ class Between(Hostile):
         self.until(lambda: self.ask(sock, "status")["result"]["cluster"]["connected"], f"{name} has a parent")
         return sock
 
+    def wait_for_key_of(self, who: str) -> None:
+        """The root has read the file in which this key is new."""
+        ends = time.monotonic() + 30
+        while not any(isinstance(item, Result) and item.exit == 0 for item in self.asked(who, "nodes")):
+            assert time.monotonic() < ends, self.logs()
+
     def asked(
         self,
         who: str,

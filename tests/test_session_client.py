@@ -152,9 +152,13 @@ def test_a_client_that_is_ended_leaves_its_session_and_the_terminal_as_it_was(nu
         os.kill(os.getpid(), number)
         heard(there, [])
 
-    with talking(session) as here:
-        ended = Client(here, terminal=True, stdin=slave, stdout=slave, stderr=slave).run()
-        here.shutdown(socket.SHUT_RDWR)
+    handler = signal.signal(number, signal.SIG_DFL)  # who has started the tests may ignore it
+    try:
+        with talking(session) as here:
+            ended = Client(here, terminal=True, stdin=slave, stdout=slave, stderr=slave).run()
+            here.shutdown(socket.SHUT_RDWR)
+    finally:
+        signal.signal(number, handler)
     assert ended.left and ended.code == 128 + number and termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)

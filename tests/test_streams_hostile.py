@@ -25,7 +25,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Between]:
         roots = f'roots = ["{kit.public["root1"]}"]\n'
         kit.start_agent("n1", ("agg1", kit.below), cluster=f'{roots}{SEALED}[shell]\nroot = ["root"]\n')
         kit.until(lambda: "n1" in kit.rogue.relay.tree.where, "the node is there")
-        kit.during(1.5)  # the new key is read
+        kit.wait_for_key_of("root")
         yield kit
 
 
