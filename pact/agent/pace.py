@@ -120,6 +120,10 @@ class Pace:
         self._turns[resource] = self._turn_ns
         return self._turn_ns
 
+    def overtakes(self, resource: str, owner: Owner | None) -> bool:
+        """Whether root has written what waits for its turn among what others move: that waits no longer."""
+        return owner is not None and owner.uid == 0 and resource in self._turns
+
     def forget(self, resource: str) -> None:
         """It is looked at now."""
         self._turns.pop(resource, None)

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 #: A new thing is checked again after this time, and reported only if it still exists.
 SETTLE_NS: Final = NS_PER_S // 4
-#: Walking stops after this time in each turn of the loop; or after the second one, if a request waits for it.
+#: Walking stops after this time in each turn of the loop.
 TURN_NS: Final = 5_000_000
-#: A request gets such a long turn only if since the last one the loop had this many times as long for other work.
-ASKED_REST_NS: Final = NS_PER_S  # between two walks over everything that requests cause
+#: The shortest time between two walks over everything that requests cause.
+ASKED_REST_NS: Final = NS_PER_S
 #: How many directories are marked at most; only the rescan finds new things in further ones.
 DIRECTORIES_MAX: Final = 50_000
 #: How many names from events may wait to be checked; beyond this everything is walked again.

@@ -241,7 +241,7 @@ class Watching:
             self._held[resource] = together(self._held.get(resource), owner)
             return
         due_ns, before = self._delayed.pop(resource, (0, self.pending.get(resource)))
-        if due_ns and not (owner is not None and owner.uid == 0):  # root does not wait in others' turns
+        if due_ns and not self.pace.overtakes(resource, owner):
             self._delayed[resource] = (due_ns, together(before, owner))
         else:
             self.pending[resource] = together(before, owner)
