@@ -28,7 +28,7 @@ from pact.model import NS_PER_S, Attrs, Owner
 @pytest.mark.invariant("F18")
 def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None:
     watching = Watching.__new__(Watching)  # without its observers: nothing is looked at here
-    watching.pending, watching._delayed, watching._key_of, watching._acting = {}, {}, {}, {}
+    watching.pending, watching.delayed, watching._key_of, watching._acting = {}, {}, {}, {}
     watching.asked = watching._hurried = 0
     watching.followers, watching.pace = Followers(FileTable(), watching.touch), Pace()
     now_ns, taken = 10**12, list[int]()
@@ -48,7 +48,7 @@ def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None
     watching.pending["file:/x"] = None
     assert not watching.take(now_ns)
     assert watching.take(now_ns, everything=True), "a request looks first"
-    watching._delayed.clear()
+    watching.delayed.clear()
     now_ns, taken = now_ns + 300 * NS_PER_S, []
     moves(2)
     assert [(t - taken[0]) / NS_PER_S for t in taken] == [0, 0.5, 1.5], "calm is forgotten"
@@ -64,7 +64,7 @@ class Played:
 
     def __init__(self) -> None:
         self.watching = watching = Watching.__new__(Watching)
-        watching.pending, watching._delayed, watching._key_of, watching._acting = {}, {}, {}, {}
+        watching.pending, watching.delayed, watching._key_of, watching._acting = {}, {}, {}, {}
         watching.asked = watching._hurried = 0
         watching.followers, watching.pace = Followers(FileTable(), watching.touch), Pace(whose)
         self.now_ns = 10**12

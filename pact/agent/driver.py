@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pact._fast import syscalls
 from pact.agent import pace
+from pact.agent.beside import append, beside
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.hooks import Hooks
@@ -54,6 +55,7 @@ from pact.core.node.events import (
     Sighting,
     Ticked,
 )
+from pact.core.node.state import State
 from pact.core.node.step import Node
 from pact.core.ops import Op
 from pact.core.records import Record
@@ -104,18 +106,13 @@ class Driver:
         self._reload_owed = False  # the durable state could not even be read
         self._room_pruned = (-1, 0)
         self._backlog_piece = BACKLOG_PIECE
-        offset_ns, self._reboot = clock.continue_from(
-            state,
-            boot,
-            boottime=clock.boottime_ns(),
-            wall_ns=clock.Clock.wall_ns(),
-            synchronised=clock.clock_synchronised(),
-        )
+        clocks = {"boottime": clock.boottime_ns(), "wall_ns": clock.Clock.wall_ns()}
+        offset_ns, self._reboot = clock.continue_from(state, boot, **clocks, synchronised=clock.clock_synchronised())
         self.clock = clock.Clock(offset_ns)
         self.ignore = Ignore([*config.ignore, *own_paths(config)])
         self._key = node_key(config.state_dir, lambda text: log(text, 4))
         self.veil = Veil(self._key)
-        self.node = Node(config.name, MachineRules(), state, key=self._key)
+        self.node = self._node_of(state)
         self._staged: dict[str, bytes] = {}
         self._staged_bytes = 0
         self._tokens: dict[int, Client] = {}
@@ -143,6 +140,12 @@ class Driver:
         self.control: Control
         self.link: Replicator | None = None
         self._token = 0
+
+    def _node_of(self, state: State, jobs_from: int = 0) -> Node:
+        return Node(self.config.name, MachineRules(), state, jobs_from=jobs_from, key=self._key, pause=self.pause)
+
+    def pause(self, moved: bool) -> None:
+        """The core makes a long decision: see ``Between``."""
 
     def now(self) -> tuple[int, int]:
         """Node time and wall time, for events."""
@@ -175,7 +178,7 @@ class Driver:
             if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self.room():
                 return StoreFullError(self.config.store_limit).message
             try:
-                self.journal.append((), blobs)
+                append(self.journal, (), blobs, self.pause)
             except JournalError as exc:
                 self._journal_lost(exc, Ticked(*self.now()))
                 return exc.message
@@ -185,9 +188,8 @@ class Driver:
         """Stage contents to be stored with the next records. Raises StoreFullError, and then has staged nothing: an
         operation that needs room is refused before anything happens, and everything else goes on.  # F63
         """
-        new = sum(
-            len(data) for digest, data in blobs.items() if digest not in self._staged and not self.journal.has(digest)
-        )
+        fresh = self.node.in_turns(digest for digest in blobs if digest not in self._staged)
+        new = sum(len(blobs[digest]) for digest in fresh if not self.journal.has(digest))
         if new > self.room():
             raise StoreFullError(self.config.store_limit)
         self._staged.update(blobs)
@@ -212,7 +214,7 @@ class Driver:
         rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
         if rows:
             try:
-                self.journal.append(rows, self._unstage())
+                append(self.journal, rows, self._unstage(), self.pause)
             except (JournalError, OSError) as exc:
                 self._journal_lost(exc if isinstance(exc, JournalError) else JournalError(f"journal: {exc}"), event)
                 return
@@ -239,15 +241,7 @@ class Driver:
                     self.control.note_denied(client.caller.actor.uid)
                 result = effect.result if client.admin else self.veil.masked(effect.result, client.caller)  # S2
                 said = effect.message if client.admin else self.veil.told(effect.message, effect.result)
-                client.send(
-                    {
-                        "ok": effect.exit_code == 0,
-                        "exit": effect.exit_code,
-                        "message": said,
-                        "hint": effect.hint,
-                        "result": result,
-                    }
-                )
+                self.answer(client, result, effect.exit_code, said, effect.hint)
                 self.control.flush(client)
         elif isinstance(effect, Look | Probe | Act | Discover):
             self._note_begun(effect)
@@ -274,18 +268,21 @@ class Driver:
     def _recorded(self, records: Iterable[Record]) -> None:
         """Update the data that is derived from the journal."""
         for record in records:
+            self.pause(True)
             said = payloads.of(record)
             if named := payloads.declared_by(said):
                 teach(named, self.node.state.declared)
-                here = [r for r in named if r in self.node.state]
-                fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
-                self.watching.add(fresh)
+                here = [r for r in self.node.in_turns(named) if r in self.node.state]
+                fresh = [r for r in self.node.in_turns(here) if r not in self.watching and self.ignore.match(r) is None]
+                self.watching.add(self.node.in_turns(fresh))
                 if self.watching.points_moved and fresh:
                     self._save_points()
-                for resource in here:  # the last observation may be old, and no more events come for it  # C5
+                for resource in self.node.in_turns(
+                    here
+                ):  # the last observation may be old, and no more events come for it  # C5
                     if resource in self.watching:
                         self.watching.touch(resource, None)
-                for resource in named:
+                for resource in self.node.in_turns(named):
                     if resource not in self.node.state:
                         self.watching.drop(resource)
                         self.node.unreadable.pop(resource, None)
@@ -293,7 +290,7 @@ class Driver:
             elif conforming := payloads.conforming(said):
                 if isinstance(said, payloads.DriftCleared):
                     self.watching.pace.cleared(said.resource, self.clock.now_ns())
-                for resource in conforming:
+                for resource in self.node.in_turns(conforming):
                     if resource not in self.node.state:  # it was new below an enforced pattern
                         self.watching.drop(resource)
                     else:
@@ -329,7 +326,8 @@ class Driver:
 
     def _snapshot(self) -> None:
         try:
-            self.journal.save_snapshot(self.node.state.seq, self.node.state.to_json())
+            state = self.node.state
+            beside(lambda: self.journal.save_snapshot(state.seq, state.to_json()), self.pause)
             self._last_snapshot = self.journal.seq
         except JournalError as exc:
             log(str(exc), 4)
@@ -398,7 +396,7 @@ class Driver:
             return
         self._reload_owed = False
         garbage.replaced()
-        self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered, key=self._key)
+        self.node = self._node_of(state, before.jobs_numbered)
         self.node.unreadable = before.unreadable
         self.node.refusals, self.node.killed = before.refusals, before.killed
         self.node.alone_since_ns, self.node.ended_runs = before.alone_since_ns, before.ended_runs
@@ -507,8 +505,8 @@ class Driver:
             self.control.note_denied(client.caller.actor.uid)
         client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
 
-    def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "") -> None:
-        client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": "", "result": result})
+    def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "", hint: str = "") -> None:
+        client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": hint, "result": result})
 
     def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
         """The work; if it fails, the client gets the error."""

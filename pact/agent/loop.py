@@ -21,6 +21,7 @@ from pact import __version__
 from pact._fast import syscalls
 from pact.agent import reload, views
 from pact.agent.batch import Batch
+from pact.agent.between import Between
 from pact.agent.config import Config
 from pact.agent.control import Control
 from pact.agent.leftcommands import LOOK_S, LeftAlone
@@ -69,6 +70,7 @@ class Agent(Sightings):
 
     def __init__(self, config: Config) -> None:
         """Take the state directory, read the journal, begin to watch. Raises PactError with the reason."""
+        self.between = Between(self)  # a start decides, too
         super().__init__(config)
         self._next_health_ns = 0
         self._cycles = 0
@@ -77,6 +79,7 @@ class Agent(Sightings):
         self._stopping = ""
         self._reread = self._shown_error = False
         self.requests = Requests(self)
+        self.watching.in_turns = self.between.in_turns
         self._begin()
 
     def _begin(self) -> None:
@@ -216,6 +219,7 @@ class Agent(Sightings):
             self.link = None
         self.sessions.close()
         self.prompt.close()
+        self.between.end()
         self.control.close()
         self.hooks.close()
         self.batch.close()
@@ -242,6 +246,12 @@ class Agent(Sightings):
         if not ended:
             os._exit(0)  # a worker hangs in the kernel; everything is saved
 
+    def pause(self, moved: bool) -> None:
+        self.between.pause(moved)
+
+    def poll(self, timeout_s: float) -> list[tuple[int, int]]:
+        return self._epoll.poll(timeout_s, EVENTS_MAX)
+
     def _on_the_wall(self, t_ns: int) -> str:
         """A node time as local time for people."""
         now_ns, wall_ns = self.now()
@@ -250,7 +260,8 @@ class Agent(Sightings):
     def _timeout_s(self) -> float:
         now_ns = self.clock.now_ns()
         if (
-            self.requests.slices.runs()
+            self.between.served
+            or self.requests.slices.runs()
             or self.requests.first.runs()
             or self.control.waiting()
             or (self.watching.has_due and not self.journal_error)
@@ -295,7 +306,11 @@ class Agent(Sightings):
         return max(0, min(due) - now_ns) / NS_PER_S + 0.0005
 
     def _turn(self, signal_fd: int) -> None:
-        for fd, mask in self._epoll.poll(self._timeout_s(), EVENTS_MAX):
+        ready = self.poll(self._timeout_s())
+        self.between.begin()
+        for fd, mask in ready:
+            if self.between.served:  # these may be gone; they are polled again
+                break
             if fd == self._wake_fd:
                 self._take_results()
             elif fd == self.control.fd:
@@ -404,7 +419,7 @@ class Agent(Sightings):
         self.watching.drain()
         self.step(event)
         if isinstance(event, Looked | Probed):  # a worker saw this, while the loop may have seen something newer
-            for sighting in event.sightings:
+            for sighting in self.node.in_turns(event.sightings):
                 if sighting.resource in self.watching:
                     self.watching.touch(sighting.resource, None)
 

@@ -80,6 +80,13 @@ class Sightings(Driver):
         if not self.journal_error:
             self.step(Ticked(*self.now()))
 
+    def has_looked(self) -> bool:
+        """Whether everything that was touched until now was looked at."""
+        watching = self.watching
+        watching.drain()
+        touched = watching.pending or watching.delayed or watching.covered or watching.tracking.has_more
+        return not touched and watching.followers.next_ns() is None
+
     def _track(self, now_ns: int, *, everything: bool = False) -> None:
         """Take in new things below tracked patterns, and those that are gone.  # U1"""
         tracking = self.watching.tracking

@@ -27,7 +27,7 @@ from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
-from pact.observe.base import Lost, MountsChanged, Restored, Touched
+from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import AUTOFS, MountEntry, read_mounts
 from pact.observe.places import MOUNTS, RemotePlaces
 from pact.observe.runs import Runs
@@ -66,6 +66,7 @@ class Watching:
         self.runs = Runs(config.writers)
         self.sources = Sources(self.touch, self.of_kind, self.runs.owner, self.observers.remembered)
         self.tracking = Tracking(self.observers, ignore or Ignore())
+        self.in_turns: Callable[[Iterable[Event]], Iterable[Event]] = iter  # who has a turn in between must not drain
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
         self.bad: dict[str, str] = {}  # resources that an older version declared, under impossible names
@@ -77,7 +78,7 @@ class Watching:
         self._held: dict[str, Owner | None] = {}  # resources touched meanwhile: observed when the job has ended
         self._points: set[bytes] | None = None
         self.points_moved = False  # since they were saved
-        self._delayed: dict[str, tuple[int, Owner | None]] = {}
+        self.delayed: dict[str, tuple[int, Owner | None]] = {}
         self.pace = Pace()
         self.asked = 0  # how many of the pending ones somebody waits for: the first ones
         self._hurried = 0  # and for how many of them the pace does not count
@@ -89,8 +90,7 @@ class Watching:
         self._free: list[int] = []
         slices = max(1, min(SLICES_MAX, config.rescan_ns // SLICE_MIN_NS))
         self._slice_ns = max(config.rescan_ns // slices, 1)
-        self._slices = slices
-        self._slice = 0
+        self._slices, self._slice = slices, 0
         self._next_slice_ns = now_ns + self._slice_ns
         self._full_ns = config.full_ns
         self._next_full_ns = now_ns + config.full_ns
@@ -162,7 +162,7 @@ class Watching:
             kind, name = split_id(resource)
             for path in KINDS[kind].watch(name):
                 self.observers.unwatch(path)
-        for waiting in (self.pending, self._delayed, self._held):
+        for waiting in (self.pending, self.delayed, self._held):
             waiting.pop(resource, None)
         self.pace.drop(resource)
 
@@ -188,7 +188,7 @@ class Watching:
     def drain(self) -> bool:
         """Take the observers' events. Returns True if there may be more."""
         events = self.observers.drain(DRAIN_BATCH_MAX)
-        for event in events:
+        for event in self.in_turns(events):
             if isinstance(event, Touched):
                 self._touched(event)
                 self._wrote(event)
@@ -240,9 +240,9 @@ class Watching:
         if any(resource in ids for ids in self._acting.values()):
             self._held[resource] = together(self._held.get(resource), owner)
             return
-        due_ns, before = self._delayed.pop(resource, (0, self.pending.get(resource)))
+        due_ns, before = self.delayed.pop(resource, (0, self.pending.get(resource)))
         if due_ns and not self.pace.overtakes(resource, owner):
-            self._delayed[resource] = (due_ns, together(before, owner))
+            self.delayed[resource] = (due_ns, together(before, owner))
         else:
             self.pending[resource] = together(before, owner)
 
@@ -251,8 +251,8 @@ class Watching:
         block the job: they are observed afterwards.  # R10"""
         self._acting[job] = frozenset(resources)
         self.tracking.rest(True)
-        for resource in self._acting[job].intersection([*self.pending, *self._delayed]):
-            late = self._delayed.pop(resource, (0, None))[1]
+        for resource in self._acting[job].intersection([*self.pending, *self.delayed]):
+            late = self.delayed.pop(resource, (0, None))[1]
             self._held[resource] = together(late, self.pending.pop(resource, None))
 
     def end(self, job: int) -> None:
@@ -329,8 +329,8 @@ class Watching:
 
     def _awaken(self, now_ns: int, *, everything: bool) -> None:
         self.followers.find(now_ns, everything=everything)
-        for resource in [r for r, (t, _) in self._delayed.items() if everything or t <= now_ns]:
-            self.pending[resource] = self._delayed.pop(resource)[1]
+        for resource in [r for r, (t, _) in self.delayed.items() if everything or t <= now_ns]:
+            self.pending[resource] = self.delayed.pop(resource)[1]
 
     def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
         """At most a batch of resources to observe now, with the last identified writer."""
@@ -345,7 +345,7 @@ class Watching:
                 self.pace.forget(resource)
                 out.append((resource, owner))
             elif (due_ns := self.pace.due_ns(resource, owner, now_ns)) > now_ns:
-                self._delayed[resource] = (due_ns, owner)
+                self.delayed[resource] = (due_ns, owner)
             else:
                 out.append((resource, owner))
         if not self.pending:
@@ -408,7 +408,7 @@ class Watching:
 
     def next_ns(self) -> int:
         """When something here is due by time."""
-        delayed = min((t for t, _ in self._delayed.values()), default=self._next_slice_ns)
+        delayed = min((t for t, _ in self.delayed.values()), default=self._next_slice_ns)
         moved = self.followers.next_ns()
         quiet = self._quiet_until_ns or self._next_slice_ns
         return min(self._next_slice_ns, delayed, quiet, *(() if moved is None else (moved,)))
@@ -446,7 +446,7 @@ class Watching:
         others: list[int] = []
         for key in keys:
             resource = self._resources[key]
-            if resource is None or any(resource in w for w in (self.pending, self._delayed, self._held)):
+            if resource is None or any(resource in w for w in (self.pending, self.delayed, self._held)):
                 continue  # it is observed anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
         found = self._scanned(scannable, self._full_cycle, alive)
@@ -497,7 +497,7 @@ class Watching:
         if not self._dirty:
             return
         self.cycle_ended = False
-        for resource in (*self.pending, *self._delayed, *self._held, *waiting, *unreadable):
+        for resource in (*self.pending, *self.delayed, *self._held, *waiting, *unreadable):
             self.look_anew(resource)
         self._dirty = not written(self._cache, pack(seq, hash_, self.table.dump()))
 

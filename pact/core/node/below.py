@@ -49,7 +49,7 @@ def steps_for(node: Desk, resources: Iterable[str], order: Order = ordered) -> t
     """The plan that returns these drifted resources to declared state, with the resources that they take along; in
     order. Raises ConflictError if there is none, unless ``order`` is ``anyhow``."""
     steps = []
-    for resource in resources:
+    for resource in node.in_turns(resources):
         declared, change = node.state.declared(resource), node.state.change_of(resource)
         assert declared is not None and change is not None, resource
         member = change.members[resource]
@@ -57,7 +57,7 @@ def steps_for(node: Desk, resources: Iterable[str], order: Order = ordered) -> t
         if member.owed and member.actual == declared.attrs:  # it was moved before, and these do not know it yet
             step = replace(step, notify=tuple(member.owed))
         steps.append(step)
-    return order([*steps, *joined(node, steps)], node.rules.nature)
+    return order([*steps, *joined(node, steps)], node.nature)
 
 
 def back(node: Desk, resource: str, declared: Declared, actual: Attrs | None = None) -> Step:
@@ -76,8 +76,8 @@ def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
     """The steps that join this plan: declared files that conform now and that the plan would remove, to be brought
     back; and directories that are declared immutable or append-only, to be opened for the plan's work in them."""
     state, ids = node.state, {s.id for s in steps}
-    through, out = carried(node.rules.nature, steps, state.declared_ids()), []
-    around = {node.rules.nature(s.id).directory(split_id(s.id)[1]) for s in steps if moves_names(s)}
+    through, out = carried(node.nature, steps, state.declared_ids()), []
+    around = {node.nature(s.id).directory(split_id(s.id)[1]) for s in steps if moves_names(s)}
     for resource in sorted(through | {d for d in around if _is_sealed(node, d)}):
         declared = state.declared(resource)
         if resource in ids or resource in state.member_of or declared is None:
@@ -106,14 +106,14 @@ def as_seen(step: Step, seen: Attrs) -> Step:
 
 
 def filled(
-    nature: Natures, steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]
+    node: Desk, steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]
 ) -> tuple[Step, ...]:
     """The plan, with each joined resource as it was seen. A resource that was not observed (it was declared meanwhile,
     or is ignored) joins no plan."""
     own, seen = set(members), {s.resource: s.observation for s in sightings}
     steps = tuple(steps)
-    through, out = carried(nature, steps, (s.id for s in steps)), []
-    for step in steps:
+    through, out = carried(node.nature, steps, (s.id for s in steps)), []
+    for step in node.in_turns(steps):
         found = seen.get(step.id)
         if step.id in own or (step.id in seen and not isinstance(found, dict)):
             out.append(step)
@@ -132,7 +132,7 @@ def unseen(steps: Iterable[Step], sightings: Iterable[Sighting]) -> bool:
 def unread(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
     """The unreadable resources that stop these steps, with reasons. A resource behind a link that gives way need not be
     readable if the store has its declared content."""
-    through = carried(node.rules.nature, steps, (s.id for s in steps))
+    through = carried(node.nature, steps, (s.id for s in steps))
     return [
         f"{s.resource} cannot be read: {s.observation.why}"
         for s in sightings
@@ -144,7 +144,7 @@ def _stored(node: Desk, resource: str) -> bool:
     declared = node.state.declared(resource)
     if declared is None or declared.attrs is None:
         return declared is not None
-    has_content = node.rules.nature(resource).has_content(declared.attrs)
+    has_content = node.nature(resource).has_content(declared.attrs)
     return declared.restorable and (not has_content or "sha256" in declared.attrs)
 
 
@@ -176,7 +176,7 @@ def act(
         beside = tuple(r for r in node.state.declared_ids() if r.startswith(moved) and r not in here)
         node.stirring[job.n] = beside
     wanted = {r: d.attrs for r in beside if r in node.state.member_of and (d := node.state.declared(r)) is not None}
-    nature = node.rules.nature
+    nature = node.nature
     shifting = (s for s in job.steps if nature(s.id).shifts(s))
     others = tuple(r for r in under(nature, shifting, node.state.declared_ids()) if r not in here)
     node.converging[job.n] = frozenset([*held, *others])
@@ -211,19 +211,19 @@ def differing(
     """The steps to carry out: resources that differ, and resources that are seen through one that gives way."""
     seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
     out = []
-    for step in steps:
+    for step in node.in_turns(steps):
         actual = seen.get(step.id)
         if isinstance(actual, Unreadable) or step.id not in seen:
             continue
         if node.deviation_n(step.id, declared[step.id], actual) > 0:
             out.append(replace(step, actual=actual))
-    through = carried(node.rules.nature, out, (s.id for s in steps))
+    through = carried(node.nature, out, (s.id for s in steps))
     met = {s.id for s in out}
     for step in steps:
         actual = seen.get(step.id)
         if step.id in through and step.id not in met and step.target is not None and isinstance(actual, dict):
             out.append(as_seen(step, actual))
-    return ordered(out, node.rules.nature)
+    return ordered(out, node.nature)
 
 
 def unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:

@@ -86,7 +86,9 @@ def begin_commit(
     require_whole(node, ids)
     state = node.state
     work.asked = {
-        r: (c.id, list(c.members[r].also), c.members[r].actual) for r in ids if (c := state.change_of(r)) is not None
+        r: (c.id, list(c.members[r].also), c.members[r].actual)
+        for r in node.in_turns(ids)
+        if (c := state.change_of(r)) is not None
     }
     job = node.job("commit", event.caller, work, token=event.token, ids=tuple(ids), change=change)
     node.emit(Look(job.n, job.ids))
@@ -95,7 +97,7 @@ def begin_commit(
 def require_whole(node: Desk, ids: Sequence[str]) -> None:
     """A committed resource must not require an uncommitted one.  # C6"""
     chosen = set(ids)
-    for resource in ids:
+    for resource in node.in_turns(ids):
         declared = node.state.declared(resource)
         for need in declared.requires if declared else ():
             if need in node.state.member_of and need not in chosen:
@@ -123,7 +125,7 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
     fresh = set(job.work.untracked)
     taking.refuse_named(node, job, event)
     require_room(job, event)
-    for sighting in event.sightings:
+    for sighting in node.in_turns(event.sightings):
         if sighting.resource in fresh:
             continue
         change = state.change_of(sighting.resource)
@@ -131,7 +133,7 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
             raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
         if isinstance(sighting.observation, Unreadable):
             raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
-        if why := taking.undeclarable(node.rules.nature(sighting.resource), sighting.observation):
+        if why := taking.undeclarable(node.nature(sighting.resource), sighting.observation):
             raise ConflictError(
                 f"{sighting.resource} {why}; nothing was committed", "remove it, or commit the others by name"
             )
@@ -175,7 +177,7 @@ def owed(node: Desk, sightings: Iterable[Sighting]) -> dict[str, Sequence[str]]:
     """Who must still be told of what is committed. Who commits what is as declared says that they know it; another
     value says nothing of that.  # R14"""
     out = dict[str, Sequence[str]]()
-    for sighting in sightings:
+    for sighting in node.in_turns(sightings):
         resource = sighting.resource
         moving = any(resource in ids for ids in node.converging.values())
         names = node.state.readers(resource) if moving else debts.of(node.state, resource)
@@ -188,7 +190,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
     state, ttl_ns = node.state, job.work.ttl_ns
     by_change: dict[str, dict[str, Declared]] = {}
     fresh = set(job.work.untracked)
-    for sighting in event.sightings:
+    for sighting in node.in_turns(event.sightings):
         if sighting.resource in fresh:
             continue
         declared = state.declared(sighting.resource)
@@ -214,7 +216,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
                     change=cid,
                     owner=change.owner,
                     committer=job.caller.owner,
-                    resources={r: resources[r].to_json() for r in names},
+                    resources={r: resources[r].to_json() for r in node.in_turns(names)},
                     message=job.work.message,
                     split=split,
                     expires_ns=expires_ns,

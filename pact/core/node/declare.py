@@ -29,11 +29,11 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
     state, request = node.state, event.request
     access.require(event.caller, "admin", _cause(request))
     back = request if isinstance(request, ops.GoBack) else None
-    declared = {r: Declared.from_json(v) for r, v in request.resources.items()}
+    declared = {r: Declared.from_json(v) for r, v in node.in_turns(request.resources.items())}
     kept = _trials_kept(node, back, declared) if back is not None else frozenset()
     declared = {r: d for r, d in declared.items() if r not in kept}
     in_changes, probe = [], []
-    for resource in declared:
+    for resource in node.in_turns(declared):
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
@@ -48,14 +48,14 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
     forgotten = [r for r in state.declared_ids() if r not in declared and r not in kept] if request.prune else []
     ended = [r for r in [*declared, *forgotten] if r in state.ttls]
     node.refuse_intended([*declared, *forgotten])
-    for resource in forgotten:
+    for resource in node.in_turns(forgotten):
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "declare", False)
-    wanted = (below.with_owed(Step.back(r, declared[r]), _owed(node, r, declared[r])) for r in probe)
-    steps = ordered(wanted, node.rules.nature)
+    wanted = (below.with_owed(Step.back(r, declared[r]), _owed(node, r, declared[r])) for r in node.in_turns(probe))
+    steps = ordered(wanted, node.nature)
     work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
     job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)
     node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=request.dry_run))
@@ -87,11 +87,11 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
     state, work, request = node.state, job.work, job.work.request
     declared = work.declared
     node.refuse_intended([*declared, *work.forgotten])
-    for resource in job.ids:
+    for resource in node.in_turns(job.ids):
         change = state.change_of(resource)
         if change is not None and (change.state == life.ROLLING or not request.take):
             raise ConflictError(f"{resource} drifted into {change.id} meanwhile", "use --take, or settle it first")
-    for resource in [*job.ids, *work.forgotten]:  # the node may have voted meanwhile  # G3
+    for resource in node.in_turns([*job.ids, *work.forgotten]):  # the node may have voted meanwhile  # G3
         change = state.change_of(resource)
         if change is not None:
             bonds.require_free(node, change, "declare", False)
@@ -101,7 +101,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         "resources": len(declared),
         "forgotten": work.forgotten,
         "in_changes": sorted(work.in_changes),
-        "converge": [s.to_json() for s in steps],
+        "converge": [s.to_json() for s in node.in_turns(steps)],
         "unreadable": below.unreadable(event.sightings),
         "consumers": [h.to_json() for h in event.holders],
         "notes": list(event.notes),
@@ -153,7 +153,7 @@ def _owing(node: Desk, job: Job[Declaring], event: Probed, moving: Container[str
     """Steps that move nothing: the resource is taken out of its change as it is, and those who are owed it are told."""
     seen, declared = {s.resource: s.observation for s in event.sightings}, job.work.declared
     out = []
-    for step in job.steps if node.state.settings.enforce else ():
+    for step in node.in_turns(job.steps) if node.state.settings.enforce else ():
         owed, actual = _owed(node, step.id, declared[step.id]), seen.get(step.id)
         if owed and step.id in seen and step.id not in moving and not isinstance(actual, Unreadable):
             out.append(replace(step, actual=actual, notify=owed, owed=True))
@@ -166,7 +166,7 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
     declared = work.declared
     to_seq = request.to_seq if isinstance(request, ops.GoBack) else None
     members = {}
-    for resource in work.in_changes:
+    for resource in node.in_turns(work.in_changes):
         change = state.change_of(resource)
         if change is not None:
             member = change.members[resource]
@@ -175,7 +175,8 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
             members[resource] = max(1, deviation_n) if owed else deviation_n  # they must still be told  # R14
     taken = [r for r in job.ids if r in state.member_of and (r in converge or not _owed(node, r, declared[r]))]
     wanted = converge.union(taken, state.ttls)
-    moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
+    each = node.in_turns(declared.items())
+    moved = {r: d.to_json() for r, d in each if r in wanted or d != state.declared(r)}
     gone = work.forgotten
     if len(moved) + len(gone) <= PIECE_MAX:
         pieces: list[tuple[Sequence[str], Sequence[str]]] = [(list(moved), gone)] if moved or gone else []
@@ -257,7 +258,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(below.back(node, sighting.resource, declared, seen))
-    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.rules.nature))
+    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature))
     # A person may have set the resource by hand since the boot: record what will be overwritten first.
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))

@@ -30,7 +30,7 @@ class Desk(Ledger):
     def sight(self, sightings: Iterable[Sighting], into: Change | None = None) -> list[str]:
         """Take observations in; drift joins the change ``into``. Returns the resources whose record moved."""
         intents = self.intended()
-        return [s.resource for s in sightings if self._sight(s, intents.get(s.resource, into))]
+        return [s.resource for s in self.in_turns(sightings) if self._sight(s, intents.get(s.resource, into))]
 
     def intended(self) -> dict[str, Change]:
         """The resources that a running ``apply`` will change, each with the change that it will join."""

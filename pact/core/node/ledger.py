@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, Final, Protocol, TypeVar
 
 from pact.core.node import change as life
 from pact.core.node import fold, payloads, writers
@@ -24,6 +24,10 @@ from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs, JsonRead
 
 #: How long before its end a window is announced; a window shorter than twice that is announced at half its length.
 CLOSING_NS: Final = 120 * NS_PER_S
+#: Between so many resources the shell may have a turn.
+PAUSE_EVERY: Final = 32
+
+T = TypeVar("T")
 
 
 class Rules(Protocol):
@@ -53,11 +57,21 @@ class Ledger:
     it."""
 
     def __init__(
-        self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0, key: bytes = b""
+        self,
+        name: str,
+        rules: Rules,
+        state: State | None = None,
+        *,
+        jobs_from: int = 0,
+        key: bytes = b"",
+        pause: Callable[[bool], None] = lambda moved: None,
     ) -> None:
         """``jobs_from``: job numbers start above this, so that an answer to another node's job matches none. ``key``:
-        the node's key for the salts of records; without a key records have no salts."""
+        the node's key for the salts of records; without a key records have no salts. ``pause`` is called now and then
+        during a long decision; it may read here. Its argument: whether the decision has moved the state already."""
         self.name = name
+        self._pause, self._natures = pause, 0
+        self.moved = False
         self.rules = rules
         self.state = state or State()
         self.unreadable: dict[str, str] = {}
@@ -96,8 +110,24 @@ class Ledger:
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
 
+    def in_turns(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of a long decision; between some of them the shell may have a turn."""
+        for at, item in enumerate(items, 1):
+            if not at % PAUSE_EVERY:
+                self._pause(self.moved)
+            yield item
+
+    def nature(self, resource: str) -> Nature:
+        """How the resource relates to others. Plans ask that of each of their resources, so the shell may have a turn
+        here."""
+        self._natures += 1
+        if not self._natures % PAUSE_EVERY:
+            self._pause(self.moved)
+        return self.rules.nature(resource)
+
     def record(self, payload: Payload, actor: Actor = AGENT_ACTOR) -> None:
         """Append a record with this payload, and fold it in."""
+        self.moved = True
         data = payload.to_data()
         if actor.call:  # T12
             data["call"] = actor.call
@@ -143,7 +173,7 @@ class Ledger:
 
     def taken(self, resource: str, seen: Attrs | None, declared: Attrs | None) -> Attrs | None:
         """What of an observation becomes declared, if ``declared`` was declared before."""
-        return None if seen is None else self.rules.nature(resource).taken(seen, declared)
+        return None if seen is None else self.nature(resource).taken(seen, declared)
 
     def wall_of(self, t_ns: int) -> str:
         """The wall clock's reading at a node time, assuming that the clock is not set."""
@@ -221,7 +251,7 @@ class Ledger:
                 self.alarms.cancel(("retry", cid))
             elif ("retry", cid) not in self.alarms and cid not in self.busy:
                 self.alarms.schedule(("retry", cid), self.t_ns + state.settings.retry_ns)
-        for resource in touched.members:
+        for resource in self.in_turns(touched.members):
             change = state.change_of(resource)
             if change is not None:
                 touched.changes[change.id] = None

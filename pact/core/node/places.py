@@ -24,7 +24,7 @@ def places(node: Desk) -> list[Place]:
 
 
 def _folded(node: Desk) -> list[Place]:
-    nature = node.rules.nature
+    nature = node.nature
 
     def above(resource: str) -> str:
         kind, _, name = resource.partition(":")

@@ -32,7 +32,7 @@ def found(node: Desk, sightings: Sequence[Sighting]) -> list[Sighting]:
 
 def _was_gone(node: Desk, sighting: Sighting) -> bool:
     change = node.state.change_of(sighting.resource)
-    if change is None or not node.rules.nature(sighting.resource).comes_back:
+    if change is None or not node.nature(sighting.resource).comes_back:
         return False
     if change.state == life.ROLLING or change.intents or change.group or change.id in node.busy:
         return False
@@ -49,7 +49,7 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
             steps.append(below.back(node, sighting.resource, declared, actual))
     if not steps:
         return
-    job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.rules.nature))
+    job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature))
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause=CAUSE, plan=[s.planned() for s in piece]))
     below.act(node, job, {}, job.ids)

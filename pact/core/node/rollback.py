@@ -166,7 +166,7 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
         seen = reset.get(step.id)
         if seen is not None and not isinstance(seen.observation, Unreadable):
             steps[at] = replace(step, actual=seen.observation)
-    job.steps = anyhow(steps, node.rules.nature)
+    job.steps = anyhow(steps, node.nature)
     node.converging[job.n] = frozenset(s.id for s in job.steps)
     node.emit(Probe(job.n, job.steps, consumers=True))
 
@@ -202,7 +202,7 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
             node.emit(Probe(job.n, job.steps, consumers=True, force=job.work.force, dry=job.work.dry))
             return
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
-    job.steps = below.filled(node.rules.nature, job.steps, change.members, event.sightings)
+    job.steps = below.filled(node, job.steps, change.members, event.sightings)
     job.work.notes = list(event.notes)
     if job.work.dry:  # a dry run ends as the real run would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
@@ -211,7 +211,7 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
             job,
             {
                 "change": change.id,
-                "plan": [s.to_json() for s in job.steps],
+                "plan": [s.to_json() for s in node.in_turns(job.steps)],
                 "refused": refusals,
                 "notes": job.work.notes,
                 "consumers": [h.to_json() for h in event.holders],
@@ -231,7 +231,7 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
                 change=change.id,
                 cause=job.cause,
                 owner=change.owner,
-                plan=[s.planned() for s in job.steps],
+                plan=[s.planned() for s in node.in_turns(job.steps)],
                 saves=dict(event.saves),
                 also=shared_with(change, ids),
                 notes=list(event.notes),

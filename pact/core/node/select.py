@@ -72,7 +72,7 @@ def require_shared(node: Desk, caller: Caller, picked: Mapping[str, Sequence[str
     ConflictError that names the owners, and DeniedError if the caller may not settle the change of one of
     them.  # C9"""
     for cid, ids in picked.items():
-        for resource in ids:
+        for resource in node.in_turns(ids):
             others = others_of(node, caller, cid, resource)
             if not others:
                 continue

@@ -77,7 +77,7 @@ class Node(Desk):
 
     def step(self, event: Event) -> list[Effect]:
         """Decide. Never raises for an act of an operator or of the machine; an AssertionError is a bug."""
-        self.effects = []
+        self.effects, self.moved = [], False
         self.t_ns = max(self.t_ns, event.t_ns)
         self.wall_ns = event.wall_ns
         kind = type(event)

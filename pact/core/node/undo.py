@@ -82,7 +82,7 @@ def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
         back.append(Step(step.id, step.actual, now, notify=step.notify, owed=step.id in event.untold))
     moved = [s for s in back if s.actual != s.target or s.owed]
     through = below.carried(
-        node.rules.nature, moved, (s.id for s in back)
+        node.nature, moved, (s.id for s in back)
     )  # seen as before through a link that gives way again  # R10
     return (*out, *(s for s in back if s in moved or s.id in through))
 
@@ -91,7 +91,7 @@ def _is_others(node: Desk, step: Step, applied: Step) -> bool:
     """Whether the present state is neither the earlier nor the applied one: another writer changed it meanwhile, and
     none of its content is kept.  # R4"""
     known = [a for a in (applied.actual, {**(applied.actual or {}), **applied.target} if applied.target else None) if a]
-    return step.actual is not None and node.rules.nature(step.id).is_anothers(step.actual, known)
+    return step.actual is not None and node.nature(step.id).is_anothers(step.actual, known)
 
 
 def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:

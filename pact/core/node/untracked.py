@@ -121,7 +121,7 @@ def _why_not(node: Desk, resource: str, seen: Observation) -> str:
         return f"cannot be read: {seen.why}"
     if seen is None:
         return "is gone"
-    return undeclarable(node.rules.nature(resource), seen)
+    return undeclarable(node.nature(resource), seen)
 
 
 def undeclarable(nature: Nature, seen: Observation) -> str:
@@ -146,7 +146,7 @@ def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry
             cause="manual",
             ids=tuple(ids),
         )
-        job.steps = ordered([*own, *below.joined(node, own)], node.rules.nature)
+        job.steps = ordered([*own, *below.joined(node, own)], node.nature)
         node.waiting[event.token].jobs.add(job.n)
         node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
 
@@ -158,7 +158,7 @@ def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     ids = [r for r in job.ids if r in state.untracked]
     if len(ids) < len(job.ids):
         raise ConflictError("what was named was settled meanwhile", "see pact status")
-    steps = below.filled(node.rules.nature, job.steps, job.ids, event.sightings)
+    steps = below.filled(node, job.steps, job.ids, event.sightings)
     job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
     result: Json = {

@@ -1,0 +1,106 @@
+"""What is answered in the middle of a long decision.  # S7
+
+The core decides one event at a time, and some take long: ten thousand files are committed at once. Between some of its
+resources the core lets the loop look after its clients (``Ledger.in_turns``). Who asks whether the agent is there is
+answered, and as long as the decision has moved nothing also who asks what stands in memory. Everything that needs a
+decision of its own, or a look at the machine, waits until this decision is made.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from pact.core.node.ledger import PAUSE_EVERY
+
+if TYPE_CHECKING:
+    from pact.agent.control import Control
+    from pact.agent.requests import Requests
+    from pact.host.notify import Notifier
+
+#: How long the core decides before clients have a turn.
+DECIDING_NS: Final = 8_000_000
+#: How long they are served then: whoever asks in a loop does not keep the decision from being made.
+SERVING_S: Final = 0.004
+NEVER_NS: Final = 1 << 63
+
+T = TypeVar("T")
+
+
+class Shell(Protocol):
+    """What is needed of the agent."""
+
+    control: Control
+    requests: Requests
+    notifier: Notifier
+
+    def poll(self, timeout_s: float) -> Sequence[tuple[int, int]]: ...
+
+    def has_looked(self) -> bool: ...
+
+
+class Between:
+    """The turns of clients in the middle of a decision."""
+
+    def __init__(self, agent: Shell) -> None:
+        """``agent`` need not be complete before its first turn."""
+        self._agent = agent
+        self._next_ns = NEVER_NS
+        self._serving = False
+        #: Whether clients had a turn in this turn of the loop: what epoll has said before is old, and what it said to
+        #: them it may not say again.
+        self.served = False
+
+    def begin(self) -> None:
+        """A turn of the loop begins."""
+        self.served, self._next_ns = False, time.monotonic_ns() + DECIDING_NS
+
+    def end(self) -> None:
+        """There are no clients any more."""
+        self._next_ns = NEVER_NS
+
+    def pause(self, moved: bool) -> None:
+        """Serve clients if it is time. ``moved``: the state in memory is ahead of the durable one, and is not shown."""
+        if time.monotonic_ns() < self._next_ns or self._serving:
+            return
+        self._serving = self.served = True
+        try:
+            self._serve(moved)
+        except Exception:  # the decision goes on, whatever a client does
+            traceback.print_exc()
+        self._serving = False
+        self._next_ns = time.monotonic_ns() + DECIDING_NS
+
+    def in_turns(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of other long work on the state; between some of them clients may have a turn."""
+        for at, item in enumerate(items, 1):
+            if not at % PAUSE_EVERY:
+                self.pause(True)
+            yield item
+
+    def _serve(self, moved: bool) -> None:
+        agent = self._agent
+        control = agent.control
+        for fd, mask in agent.poll(0.0):
+            if fd == control.fd:
+                control.accept()
+            elif fd in control.clients:
+                control.ready(fd, mask)
+        looked: bool | None = False if moved else None
+        ends_s = time.monotonic() + SERVING_S
+        for client in sorted(control.waiting(), key=lambda c: not c.admin):
+            if looked is None:
+                looked = agent.has_looked()
+            began_s = time.monotonic()
+            if began_s >= ends_s:
+                break
+            if not control.connected(client) or not agent.requests.from_memory(client, looked=looked):
+                continue
+            control.flush(client)
+            if not client.admin:
+                control.budget.spend(client.caller.actor.uid, time.monotonic() - began_s)
+        control.show_life()
+        if agent.notifier.watchdog_ns:
+            agent.notifier.send("WATCHDOG=1")
