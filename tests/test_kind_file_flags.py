@@ -6,16 +6,19 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pact.agent import worker
+from pact.agent import acting, worker
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND
+from pact.resources.support import replace, unsealed
 from pact.resources.support.flags import get_flags, parse_flags, set_flags_at
+from pact.resources.support.loose import LooseEnds
 from pact.resources.support.replace import restore_file
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -260,3 +263,40 @@ def test_what_stands_in_the_place_of_a_directory_on_the_way_is_refused_beforehan
     (refusal,), _ = probed(Step(rid(place / "x" / "y" / "a"), target, None))
     assert str(place / "x") in refusal and "not a directory" in refusal
     assert os.listdir(place / "elsewhere") == []
+
+
+@pytest.mark.invariant("R11")
+def test_a_directory_that_was_opened_is_closed_again_when_the_plan_breaks_off(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent goes on: what it took off for steps that are never done stayed off until its next start."""
+    ends = LooseEnds()
+    ends.keep_in(str(place / "ends"), "boot")
+    for module in (unsealed, acting, replace):
+        monkeypatch.setattr(module, "LOOSE", ends)
+    closed = place / "closed"
+    closed.mkdir()
+    inside = closed / "one"
+    inside.write_text("declared")
+    keep = Keep(1 << 20)
+    chattr(closed, "i")
+    targets = {path: seen(path, keep) for path in (closed, inside)}
+    chattr(closed, "")
+    inside.write_text("drifted")
+    chattr(closed, "i")
+    steps = [Step(f"file:{encode_name(bytes(p))}", targets[p], seen(p)) for p in (closed, inside)]
+
+    restore = acting._restore
+
+    def breaks_off(step: Step, *more: Any, **options: Any) -> str:
+        if step.id == steps[0].id:
+            return restore(step, *more, **options)
+        assert lsattr(closed) == "", "it is open for the step in it"
+        raise RuntimeError("nobody expected this")
+
+    monkeypatch.setattr(acting, "_restore", breaks_off)
+    with pytest.raises(RuntimeError, match="nobody expected this"):
+        acting.act(tuple(steps), keep.blobs.get)
+    assert lsattr(closed) == "i"
+    assert ends._ends == {}
+    os.close(ends._fd)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import traceback
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, takewhile
 from types import MappingProxyType
@@ -81,12 +82,12 @@ def act(
     lost = _say_kept(steps, results, kept)
     bearing = {split_id(s.id)[1]: s.id for s in steps if _kind(s).bears}
     done: list[Step] = []
+    open_ends: list[int] = []
     closed = closed_directories(steps)
-    with Ahead() as ahead:
+    with Ahead() as ahead, _closed_again(open_ends):
         written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
         brought: list[Callable[[str], bool]] = []
-        open_ends: list[int] = []
         begun: set[str] = set()
         for at, step in enumerate(todo):
             if step.id in results:
@@ -295,6 +296,17 @@ def _opened(step: Step) -> list[int]:
         return [unsealed.begin(path, letters)] if letters else []
     except OSError:
         return []
+
+
+@contextmanager
+def _closed_again(numbers: Iterable[int]) -> Iterator[None]:
+    """If the plan breaks off, its open directories get their flags again."""
+    try:
+        yield
+    except BaseException:
+        for text in LOOSE.take_back(numbers):
+            log(text, 4)
+        raise
 
 
 def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[bytes, list[bytes]]) -> dict[str, str]:

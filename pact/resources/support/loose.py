@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -87,6 +87,15 @@ class LooseEnds:
                 self._write(durable=ended.get("what") in DURABLE)
             except OSError:
                 pass  # taken back once more after the next start
+
+    def take_back(self, numbers: Iterable[int]) -> list[str]:
+        """The other step was broken off, and this process goes on. Returns lines for the log."""
+        said = list[str]()
+        for number in numbers:
+            if number in self._ends:
+                said += _taken_back(self._ends[number])
+                self.end(number)
+        return said
 
     @contextmanager
     def during(self, what: str, **about: Any) -> Iterator[None]:
