@@ -231,13 +231,13 @@ def test_who_asks_all_the_time_does_not_keep_the_decision_from_being_made(
 class Slow:
     """A journal that writes for as long as nobody else has a turn."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.turned, self._error = threading.Event(), error
+    def __init__(self, error: Exception | None = None, least: int = beside.LARGE_BYTES) -> None:
+        self.turned, self._error, self._least = threading.Event(), error, least
         self.threads: list[threading.Thread] = []
 
     def append(self, rows: Any, blobs: Any) -> None:
         self.threads.append(threading.current_thread())
-        if sum(map(len, blobs.values())) >= beside.LARGE_BYTES:
+        if sum(map(len, blobs.values())) + len(blobs) > self._least:
             assert self.turned.wait(60), "nobody had a turn"
         if self._error is not None:
             raise self._error
@@ -247,6 +247,10 @@ def test_while_much_is_made_durable_others_have_turns() -> None:
     journal: Any = Slow()
     beside.append(journal, (), {"d": bytes(beside.LARGE_BYTES)}, lambda moved: journal.turned.set() if moved else None)
     assert journal.threads != [threading.current_thread()]
+    journal = Slow(least=1)
+    small = {str(n): b"" for n in range(beside.LARGE_BYTES // beside.ROW_BYTES)}
+    beside.append(journal, (), small, lambda moved: journal.turned.set() if moved else None)
+    assert journal.threads != [threading.current_thread()], "many small ones are much"
     journal = Slow()
     beside.append(journal, (), {"d": b"small"}, lambda moved: None)
     assert journal.threads == [threading.current_thread()], "no thread is made for little"

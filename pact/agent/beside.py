@@ -11,6 +11,8 @@ from pact.journal.sqlite import SqliteJournal
 
 #: To make more durable than this takes long.
 LARGE_BYTES: Final = 256 << 10
+#: A row takes as long as so many bytes.
+ROW_BYTES: Final = 256
 WAIT_S: Final = 0.005
 
 
@@ -21,7 +23,8 @@ def append(
     pause: Callable[[bool], None],
 ) -> None:
     """``journal.append``, with its errors; much is made durable ``beside`` the loop."""
-    if sum(len(body) for _, body in rows) + sum(map(len, blobs.values())) < LARGE_BYTES:
+    size = sum(len(body) for _, body in rows) + sum(map(len, blobs.values()))
+    if size + ROW_BYTES * (len(rows) + len(blobs)) < LARGE_BYTES:
         journal.append(rows, blobs)
     else:
         beside(lambda: journal.append(rows, blobs), pause)

@@ -175,7 +175,8 @@ class Driver:
     def _keep(self, blobs: Mapping[str, bytes]) -> str:
         """Make contents durable that a running job will need. Returns ``""``, or the reason why not."""
         if not self.journal_error:
-            if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self.room():
+            fresh = self.node.in_turns(blobs.items())
+            if sum(len(data) for digest, data in fresh if not self.journal.has(digest)) > self.room():
                 return StoreFullError(self.config.store_limit).message
             try:
                 append(self.journal, (), blobs, self.pause)
