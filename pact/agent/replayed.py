@@ -18,10 +18,13 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
     """What the newest rollback of a change found on the machine, and replaced. Raises UsageError if there was none."""
     journal = SqliteJournal(path, read_only=True)
     try:
+        steps = list[Step]()
         for body, _ in journal.newest(None, type_="rollback_started"):
             data = strict.own(body)["data"]
             if data["change"] == change:
-                steps = [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
+                steps += [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
+                if data.get("part", (1, 1))[0] > 1:  # a long plan has several records
+                    continue
                 # Seen again together with what hid them.
                 through = below.carried(nature, steps, (s.id for s in steps))  # R10
                 return {s.id: s.actual for s in steps if s.id not in through}

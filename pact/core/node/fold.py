@@ -230,16 +230,19 @@ def _commit_expired(state: State, record: Record, said: payloads.CommitExpired) 
 
 def _rollback_started(state: State, record: Record, said: payloads.RollbackStarted) -> None:
     change = state.changes[said.change]
-    state.take(change, "start")
+    before = change.rolling if said.part and said.part[0] > 1 else None
+    if before is None:
+        state.take(change, "start")
+        change.reason, change.holders = "", []
+        before = Rolling(said.cause, (), list(said.skipped), {}, record.seq, {})
     debts.begin(state, (s.id for s in said.plan))
-    change.reason, change.holders = "", []
-    change.rolling = Rolling(
-        said.cause,
-        [s.id for s in said.plan],
-        list(said.skipped),
-        {r: v["sha256"] for r, v in said.saves.items() if v.get("sha256")},
-        record.seq,
-        {s.id: s.target for s in said.plan if s.id not in change.members},
+    saved = {r: v["sha256"] for r, v in said.saves.items() if v.get("sha256")}
+    joined = {s.id: s.target for s in said.plan if s.id not in change.members}
+    change.rolling = replace(
+        before,
+        steps=[*before.steps, *(s.id for s in said.plan)],
+        saved={**(before.saved or {}), **saved},
+        joined={**before.joined, **joined},
     )
 
 

@@ -338,7 +338,7 @@ class CommitExpired(Payload):
 
 @dataclass(frozen=True, slots=True)
 class RollbackStarted(Payload):
-    """``saves``: the state before, by resource."""
+    """``saves``: the state before, by resource. ``part``: which record of how many this is, of one long plan."""
 
     change: str
     cause: str
@@ -348,6 +348,7 @@ class RollbackStarted(Payload):
     saves: Mapping[str, Saved] = always(NOTHING)
     notes: Sequence[str] = ()
     also: Mapping[str, Sequence[Owner]] = NOTHING
+    part: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,17 +226,9 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     else:
         wanted = frozenset(ids)
         _leave_out(node, job, change, [r for r in change.members if r not in wanted])
-        node.record(
-            payloads.RollbackStarted(
-                change=change.id,
-                cause=job.cause,
-                owner=change.owner,
-                plan=[s.planned() for s in node.in_turns(job.steps)],
-                saves=dict(event.saves),
-                also=shared_with(change, ids),
-                notes=list(event.notes),
-            ),
-            job.caller.actor,
+        also = shared_with(change, ids)
+        below.record_start(
+            node, change, job.steps, job.cause, job.caller.actor, saves=event.saves, also=also, notes=list(event.notes)
         )
         below.act(node, job, event.saves, [s.id for s in job.steps])
 

@@ -116,12 +116,9 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str], owing: str =
     change = node.state.changes.get(job.work.applied)
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
-        plan = [s.planned() for s in below.steps_for(node, change.members, anyhow)]
+        plan = below.steps_for(node, change.members, anyhow)
         owed = {r: names for r in change.members if (names := debts.of(node.state, r))}
-        node.record(
-            payloads.RollbackStarted(change=change.id, cause="undo", owner=change.owner, plan=plan),
-            job.caller.actor,
-        )
+        below.record_start(node, change, plan, "undo", job.caller.actor)
         node.record(
             payloads.RollbackFailed(
                 change=change.id,

@@ -72,8 +72,8 @@ def _begin(node: Desk, resources: Iterable[str], owner: Owner, cause: str, actor
     state, cid = node.state, node.new_change_id()
     for resource in resources:
         _detect(node, resource, cid, owner)
-    plan = [s.planned() for s in below.steps_for(node, state.changes[cid].members, anyhow)]
-    node.record(payloads.RollbackStarted(change=cid, cause=cause, owner=owner, plan=plan), actor)
+    plan = below.steps_for(node, state.changes[cid].members, anyhow)
+    below.record_start(node, state.changes[cid], plan, cause, actor)
     return cid
 
 

@@ -209,16 +209,14 @@ def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
         )
     job.change, job.ids, job.work.notes = cid, tuple(state.changes[cid].members), list(event.notes)
     node.busy[cid] = job.n
-    node.record(
-        payloads.RollbackStarted(
-            change=cid,
-            cause=job.cause,
-            owner=owner,
-            plan=[s.planned() for s in job.steps],
-            saves=dict(event.saves),
-            notes=list(event.notes),
-        ),
+    below.record_start(
+        node,
+        state.changes[cid],
+        job.steps,
+        job.cause,
         job.caller.actor,
+        saves=event.saves,
+        notes=list(event.notes),
     )
     below.act(node, job, event.saves, [s.id for s in job.steps])
 
