@@ -266,6 +266,22 @@ def test_an_error_of_the_journal_is_raised(error: Exception) -> None:
     assert raised.value is error
 
 
+def test_who_asks_while_much_is_looked_at_is_answered(agent: Agent) -> None:
+    asker, answered = Asker(agent), 0
+
+    def do(moved: bool, serve: Callable[[], None]) -> None:
+        nonlocal answered
+        asker.ask("ping")
+        serve()
+        serve()
+        answered += asker.answer() is not None
+
+    in_the_middle(agent, do)
+    agent.between.begin()
+    agent.watching.observe([(r, None) for r in agent.node.state.member_of], lambda resource, owner: None)
+    assert answered == COUNT // PAUSE_EVERY
+
+
 def test_a_start_that_takes_much_in_has_no_clients_yet(config: Config) -> None:
     """Windows of many resources are set again before there is a control socket."""
     drifted(config).close()

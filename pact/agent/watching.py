@@ -11,7 +11,7 @@ import os
 import select
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from pact._fast import FileTable
 from pact.agent.config import Config
@@ -27,7 +27,7 @@ from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
-from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
+from pact.observe.base import Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import AUTOFS, MountEntry, read_mounts
 from pact.observe.places import MOUNTS, RemotePlaces
 from pact.observe.runs import Runs
@@ -66,7 +66,7 @@ class Watching:
         self.runs = Runs(config.writers)
         self.sources = Sources(self.touch, self.of_kind, self.runs.owner, self.observers.remembered)
         self.tracking = Tracking(self.observers, ignore or Ignore())
-        self.in_turns: Callable[[Iterable[Event]], Iterable[Event]] = iter  # who has a turn in between must not drain
+        self.in_turns: Callable[[Iterable[Any]], Iterable[Any]] = iter  # who has a turn in between must not drain
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
         self.bad: dict[str, str] = {}  # resources that an older version declared, under impossible names
@@ -369,7 +369,7 @@ class Watching:
         self.followers.seen_moved(moved, wanted)
         out = []
         looks: dict[str, Callable[[str], Observation]] = {}
-        for resource, owner in wanted:
+        for resource, owner in self.in_turns(wanted):
             kind, name = split_id(resource)
             if resource in self.bad:
                 out.append(Sighting(resource, Unreadable(self.bad[resource]), owner))
