@@ -25,6 +25,8 @@ DECIDING_NS: Final = 8_000_000
 #: How long they are served then: whoever asks in a loop does not keep the decision from being made.
 SERVING_S: Final = 0.004
 NEVER_NS: Final = 1 << 63
+#: That poll says at once.
+EVENTS_MAX: Final = 64
 
 T = TypeVar("T")
 
@@ -88,11 +90,9 @@ class Between:
                 control.accept()
             elif fd in control.clients:
                 control.ready(fd, mask)
-        looked: bool | None = False if moved else None
+        looked = not moved and self._nothing_has_happened()
         ends_s = time.monotonic() + SERVING_S
         for client in sorted(control.waiting(), key=lambda c: not c.admin):
-            if looked is None:
-                looked = agent.has_looked()
             began_s = time.monotonic()
             if began_s >= ends_s:
                 break
@@ -104,3 +104,10 @@ class Between:
         control.show_life()
         if agent.notifier.watchdog_ns:
             agent.notifier.send("WATCHDOG=1")
+
+    def _nothing_has_happened(self) -> bool:
+        """Whether no event waits, and everything that was touched was looked at. Asked after the requests were read: an
+        answer is not older than its question."""
+        control, ready = self._agent.control, self._agent.poll(0.0)
+        others = any(fd != control.fd and fd not in control.clients for fd, _ in ready)
+        return not others and len(ready) < EVENTS_MAX and self._agent.has_looked()

@@ -209,6 +209,7 @@ class Control:
         self.path = path
         self.clients: dict[int, Client] = {}
         self.garbage = 0
+        self._served: Client | None = None
         self._touch_s = 0.0
         # Uid -> refusals left, and the time for which that holds.
         self._allowance: dict[int | None, tuple[float, float]] = {}
@@ -344,7 +345,9 @@ class Control:
                 if self.connected(client) and client.ready_for_more and client.lines:
                     began_s = time.monotonic()
                     client.said_s = began_s - SIGN_S + FIRST_SIGN_S
+                    self._served = client
                     on_line(client, client.lines.popleft())
+                    self._served = None
                     self.flush(client)
                     if not client.admin:
                         self.budget.spend(client.caller.actor.uid, time.monotonic() - began_s)
@@ -353,8 +356,9 @@ class Control:
                     break
 
     def waiting(self) -> list[Client]:
-        """Clients whose next request can be carried out now."""
-        return [c for c in self.clients.values() if c.lines and c.ready_for_more and not self._paused(c)]
+        """Clients whose next request can be carried out now; not the one whose request is just being carried out."""
+        clients = (c for c in self.clients.values() if c.lines and c is not self._served)
+        return [c for c in clients if c.ready_for_more and not self._paused(c)]
 
     def note_denied(self, uid: int | None) -> None:
         """A refusal was journaled. An account with many refusals is served once a second.  # S3"""

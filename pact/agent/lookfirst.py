@@ -83,8 +83,8 @@ class LookFirst:
             wait.client.tokens.discard(wait.token)
             self._agent.fail(wait.client, explained(exc))
         else:
+            wait.then()  # it may decide, and the client's next request must not be answered meanwhile
             wait.client.tokens.discard(wait.token)
-            wait.then()
         return True
 
 

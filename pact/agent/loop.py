@@ -21,7 +21,7 @@ from pact import __version__
 from pact._fast import syscalls
 from pact.agent import reload, views
 from pact.agent.batch import Batch
-from pact.agent.between import Between
+from pact.agent.between import EVENTS_MAX, Between
 from pact.agent.config import Config
 from pact.agent.control import Control
 from pact.agent.leftcommands import LOOK_S, LeftAlone
@@ -61,7 +61,6 @@ from pact.resources.rules import teach
 WAIT_MAX_NS: Final = 60 * NS_PER_S
 BOOT_LOOK_NS: Final = 20 * NS_PER_S
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
-EVENTS_MAX: Final = 64
 HEALTH_NS: Final = 5 * NS_PER_S
 
 

@@ -81,11 +81,11 @@ class Sightings(Driver):
             self.step(Ticked(*self.now()))
 
     def has_looked(self) -> bool:
-        """Whether everything that was touched until now was looked at."""
+        """Whether everything of which events were taken was looked at, and no event is left where it is for a while.
+        Takes none, and looks at nothing."""
         watching = self.watching
-        watching.drain()
         touched = watching.pending or watching.delayed or watching.covered or watching.tracking.has_more
-        return not touched and watching.followers.next_ns() is None
+        return not (touched or watching.quiet_until_ns) and watching.followers.next_ns() is None
 
     def _track(self, now_ns: int, *, everything: bool = False) -> None:
         """Take in new things below tracked patterns, and those that are gone.  # U1"""

@@ -74,7 +74,7 @@ class Watching:
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
         self._acting: dict[int, frozenset[str]] = {}  # running job -> resources that it changes, and observes itself
         self._epoll: select.epoll | None = None
-        self._quiet_until_ns = 0  # until then no event wakes the loop
+        self.quiet_until_ns = 0  # until then no event wakes the loop
         self._held: dict[str, Owner | None] = {}  # resources touched meanwhile: observed when the job has ended
         self._points: set[bytes] | None = None
         self.points_moved = False  # since they were saved
@@ -174,16 +174,16 @@ class Watching:
     def drain_in_time(self, now_ns: int) -> None:
         """The same as ``drain``. While a job runs, most events are its own work: they are taken in bursts, because each
         turn of the loop takes the interpreter away from the job."""
-        if now_ns < self._quiet_until_ns:
+        if now_ns < self.quiet_until_ns:
             return
         before = self.observers.taken
         self.drain()
         self._be_quiet(now_ns + ACTING_PAUSE_NS if self._acting and self.observers.taken != before else 0)
 
     def _be_quiet(self, until_ns: int) -> None:
-        if self._epoll is not None and bool(until_ns) != bool(self._quiet_until_ns):
+        if self._epoll is not None and bool(until_ns) != bool(self.quiet_until_ns):
             self._epoll.modify(self.observers.fileno(), 0 if until_ns else select.EPOLLIN)
-        self._quiet_until_ns = until_ns
+        self.quiet_until_ns = until_ns
 
     def drain(self) -> bool:
         """Take the observers' events. Returns True if there may be more."""
@@ -410,7 +410,7 @@ class Watching:
         """When something here is due by time."""
         delayed = min((t for t, _ in self.delayed.values()), default=self._next_slice_ns)
         moved = self.followers.next_ns()
-        quiet = self._quiet_until_ns or self._next_slice_ns
+        quiet = self.quiet_until_ns or self._next_slice_ns
         return min(self._next_slice_ns, delayed, quiet, *(() if moved is None else (moved,)))
 
     def rescan_due(self, now_ns: int) -> None:
