@@ -1,24 +1,30 @@
 """A cgroup for each session below the one that its keeper was given, with a bound on how many processes it may have.
 
-systemd delegates the subtree to the keeper's unit (``Delegate=yes``); where nothing was delegated, or the kernel has no
+systemd delegates the subtree to the keeper's unit (``Delegate=``); where nothing was delegated, or the kernel has no
 such controller, a session simply has none. PAM's own module may move a session on into a scope of the login manager.
+
+The keeper itself is in the cgroup above. Where that has controllers of version 2, the kernel takes processes below it
+only in *threaded* cgroups: so a session's becomes one. It has all that is used here, but not ``cgroup.procs``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import Final
 
 V2_TOPS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
-V1_PIDS: Final = "/sys/fs/cgroup/pids"
+V1_TOPS: Final = {"pids": "/sys/fs/cgroup/pids"}
+V2: Final = "2"
 PREFIX: Final = "pact-session-"
 ROUNDS: Final = 20
 
 
-def _own() -> list[tuple[str, bool]]:
-    """The directories of this process's cgroups in which a session's can be made, and whether each is of version 2."""
-    found: list[tuple[str, bool]] = []
+def _own() -> list[tuple[str, str]]:
+    """The directories of this process's cgroups in which a session's can be made; each with ``V2``, or its controller
+    of version 1."""
+    found: list[tuple[str, str]] = []
     try:
         with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as f:
             rows = [row.rstrip("\n").split(":", 2) for row in f]
@@ -30,9 +36,10 @@ def _own() -> list[tuple[str, bool]]:
         if number == "0":
             top = next((t for t in V2_TOPS if os.path.exists(f"{t}/cgroup.procs")), None)
             if top is not None:
-                found.append((top + path.rstrip("/"), True))
-        elif "pids" in controllers.split(","):
-            found.append((V1_PIDS + path.rstrip("/"), False))
+                found.append((top + path.rstrip("/"), V2))
+        else:
+            mine = [c for c in V1_TOPS if c in controllers.split(",")]
+            found += [(V1_TOPS[c] + path.rstrip("/"), c) for c in mine]
     return found
 
 
@@ -48,19 +55,59 @@ def _put(path: str, text: str) -> bool:
 def enter(name: str, tasks: int) -> list[str]:
     """Put this process into a cgroup of its own with at most ``tasks`` processes. Returns the directories made."""
     made: list[str] = []
-    for above, second in _own():
-        if second:
-            _put(f"{above}/cgroup.subtree_control", "+pids")
+    for above, kind in _own():
+        if kind == V2:
+            for controller in V1_TOPS:
+                _put(f"{above}/cgroup.subtree_control", f"+{controller}")
         _remove_old(above)
         path = f"{above}/{PREFIX}{name}"
         try:
             os.mkdir(path, 0o755)
         except OSError:
             continue
-        made.append(path)
-        _put(f"{path}/pids.max", str(tasks))
-        _put(f"{path}/cgroup.procs", str(os.getpid()))
+        if _move_into(path):
+            made.append(path)
+            _put(f"{path}/pids.max", str(tasks))
+        else:
+            remove([path])
     return made
+
+
+def _move_into(path: str) -> bool:
+    pid = str(os.getpid())
+    if _put(f"{path}/cgroup.procs", pid):
+        return True
+    return _put(f"{path}/cgroup.type", "threaded") and _put(f"{path}/cgroup.threads", pid)
+
+
+def members(path: str) -> list[int]:
+    """The processes in a cgroup; of a threaded one also some of their threads. Raises OSError, ValueError."""
+    try:
+        with open(f"{path}/cgroup.procs", encoding="ascii") as f:
+            return [int(line) for line in f]
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
+    with open(f"{path}/cgroup.threads", encoding="ascii") as f:
+        return [int(line) for line in f]
+
+
+def processes(path: str) -> set[int]:
+    """The living processes in a cgroup."""
+    try:
+        return {pid for pid in map(living, members(path)) if pid}
+    except (OSError, ValueError):
+        return set()
+
+
+def living(task: int) -> int:
+    """The process to which a task belongs; 0: none that lives."""
+    try:
+        with open(f"/proc/{task}/status", encoding="ascii", errors="replace") as f:
+            fields = dict(line.split(":\t", 1) for line in f if line.startswith(("State:", "Tgid:")))
+        return 0 if fields["State"][0] in "ZX" else int(fields["Tgid"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
 
 
 def _remove_old(above: str) -> None:
@@ -92,8 +139,7 @@ def end_all(paths: list[str], *, but: int = 0) -> None:
             continue
         for _ in range(ROUNDS):
             try:
-                with open(f"{path}/cgroup.procs", encoding="ascii") as f:
-                    pids = [int(line) for line in f]
+                pids = members(path)
             except (OSError, ValueError):
                 break
             pids = [p for p in pids if p not in (0, but, os.getpid())]  # 0: one of another pid namespace

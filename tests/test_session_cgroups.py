@@ -1,0 +1,63 @@
+"""The cgroup of a session: which one the kernel gives, what bounds it has, and who is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from session_kit import wait_until
+
+from pact.session import cgroups
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+
+ENTER = """
+import json, os, signal, subprocess, sys, time
+from pact.session import cgroups
+with open(sys.argv[1] + "/cgroup.procs", "w") as f: f.write(str(os.getpid()))
+keeper = subprocess.Popen(["sleep", "60"])
+made = cgroups.enter("x1-1", 50)
+child = subprocess.Popen(["sleep", "60"])
+mine = [path for path in made if path.startswith(sys.argv[1])]
+def inside(pid):
+    rows = open(f"/proc/{pid}/cgroup").read().splitlines()
+    return any(row.startswith("0::") and row.endswith("/pact-session-x1-1") for row in rows)
+print(json.dumps([inside(os.getpid()), inside(child.pid), inside(keeper.pid), len(mine)]))
+cgroups.end_all(mine, but=os.getpid())
+print(json.dumps({"child": child.wait(10), "keeper": keeper.poll()}))
+keeper.kill()
+keeper.wait(10)
+with open(sys.argv[2] + "/cgroup.procs", "w") as f: f.write(str(os.getpid()))
+"""
+
+
+def test_a_cgroup_is_had_also_below_one_with_processes_and_controllers(tmp_path: Path) -> None:
+    """There the kernel takes processes in threaded cgroups alone, and a session had none: no bound on its processes, and
+    what had left its process group was not ended."""
+    top = next((t for t in cgroups.V2_TOPS if os.path.exists(f"{t}/cgroup.procs")), None)
+    if top is None:
+        pytest.skip("there are no cgroups of version 2")
+    above = Path(f"{top}/pact-test-{os.getpid()}")
+    above.mkdir()
+    (above / "t").mkdir()
+    try:
+        # As with a controller in ``cgroup.subtree_control`` and the keeper in it: the root of a threaded subtree.
+        (above / "t" / "cgroup.type").write_text("threaded")
+        done = subprocess.run(
+            [sys.executable, "-c", ENTER, str(above), top], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        first, second = map(json.loads, done.stdout.splitlines())
+        assert first == [True, True, False, 1]
+        assert second == {"child": -signal.SIGKILL, "keeper": None}
+    finally:
+        for path in [*above.iterdir()]:
+            if path.is_dir():
+                wait_until(lambda path=path: cgroups.remove([str(path)]), f"{path} is empty")
+        wait_until(lambda: cgroups.remove([str(above)]), "it is empty")
