@@ -7,14 +7,36 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from session_kit import wait_until
+from session_kit import Sessions, wait_until
 
 from pact.session import cgroups
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+
+@pytest.fixture
+def sessions() -> Iterator[Sessions]:
+    made = Sessions(twin=True)
+    yield made
+    made.close()
+
+
+def test_a_command_has_less_weight_than_others(sessions: Sessions) -> None:
+    state = sessions.open("a", "read _", whole=True)
+    plain = sessions.open("b", "read _")
+    shares = [Path(f"{g}/cpu.shares") for g in state["cgroups"] if os.path.exists(f"{g}/cpu.shares")]
+    weights = [Path(f"{g}/cpu.weight") for g in state["cgroups"] if os.path.exists(f"{g}/cpu.weight")]
+    if not shares and not weights:
+        pytest.skip("there is no cpu controller")
+    assert [p.read_text() for p in shares] == ["256\n"] * len(shares)
+    assert [p.read_text() for p in weights] == ["25\n"] * len(weights)
+    group = next(g for g in state["cgroups"] if os.path.exists(f"{g}/cpu.shares") or os.path.exists(f"{g}/cpu.weight"))
+    assert state["pid"] in cgroups.members(group)
+    assert not [g for g in plain["cgroups"] if os.path.exists(f"{g}/cpu.shares")]
 
 
 ENTER = """
@@ -22,7 +44,7 @@ import json, os, signal, subprocess, sys, time
 from pact.session import cgroups
 with open(sys.argv[1] + "/cgroup.procs", "w") as f: f.write(str(os.getpid()))
 keeper = subprocess.Popen(["sleep", "60"])
-made = cgroups.enter("x1-1", 50)
+made = cgroups.enter("x1-1", 50, 25)
 child = subprocess.Popen(["sleep", "60"])
 mine = [path for path in made if path.startswith(sys.argv[1])]
 def inside(pid):

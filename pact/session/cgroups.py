@@ -1,4 +1,5 @@
-"""A cgroup for each session below the one that its keeper was given, with a bound on how many processes it may have.
+"""A cgroup for each session below the one that its keeper was given, with a bound on how many processes it may have,
+and for a command a weight: jobs of the node go before it.
 
 systemd delegates the subtree to the keeper's unit (``Delegate=``); where nothing was delegated, or the kernel has no
 such controller, a session simply has none. PAM's own module may move a session on into a scope of the login manager.
@@ -15,8 +16,12 @@ import signal
 from typing import Final
 
 V2_TOPS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
-V1_TOPS: Final = {"pids": "/sys/fs/cgroup/pids"}
+V1_TOPS: Final = {"pids": "/sys/fs/cgroup/pids", "cpu": "/sys/fs/cgroup/cpu"}
 V2: Final = "2"
+#: Of a command, beside the usual 100 (1024 in version 1) of everything else.
+COMMAND_WEIGHT: Final = 25
+USUAL_WEIGHT: Final = 100
+USUAL_SHARES: Final = 1024
 PREFIX: Final = "pact-session-"
 ROUNDS: Final = 20
 
@@ -52,10 +57,13 @@ def _put(path: str, text: str) -> bool:
         return False
 
 
-def enter(name: str, tasks: int) -> list[str]:
-    """Put this process into a cgroup of its own with at most ``tasks`` processes. Returns the directories made."""
+def enter(name: str, tasks: int, weight: int = 0) -> list[str]:
+    """Put this process into a cgroup of its own with at most ``tasks`` processes. ``weight``: of its CPU time, where
+    the others have ``USUAL_WEIGHT``; 0: the same. Returns the directories made."""
     made: list[str] = []
     for above, kind in _own():
+        if kind == "cpu" and not weight:
+            continue
         if kind == V2:
             for controller in V1_TOPS:
                 _put(f"{above}/cgroup.subtree_control", f"+{controller}")
@@ -67,10 +75,19 @@ def enter(name: str, tasks: int) -> list[str]:
             continue
         if _move_into(path):
             made.append(path)
-            _put(f"{path}/pids.max", str(tasks))
+            _limit(path, kind, tasks, weight)
         else:
             remove([path])
     return made
+
+
+def _limit(path: str, kind: str, tasks: int, weight: int) -> None:
+    if kind != "cpu":
+        _put(f"{path}/pids.max", str(tasks))
+    if weight and kind == V2:
+        _put(f"{path}/cpu.weight", str(weight))
+    elif weight:
+        _put(f"{path}/cpu.shares", str(weight * USUAL_SHARES // USUAL_WEIGHT))
 
 
 def _move_into(path: str) -> bool:

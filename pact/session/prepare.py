@@ -99,7 +99,8 @@ def prepare(request: Mapping[str, Any]) -> Prepared:
         late,
         person.pw_uid,
     )
-    made.cgroups = cgroups.enter(f"{made.id}-{os.getpid()}", int(request["tasks"]))
+    weight = cgroups.COMMAND_WEIGHT if request.get("whole") else 0
+    made.cgroups = cgroups.enter(f"{made.id}-{os.getpid()}", int(request["tasks"]), weight)
     try:
         log_in(person.pw_uid)
         _open(made)
