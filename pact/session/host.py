@@ -29,6 +29,7 @@ DRAIN_S: Final = 0.3  # how long output is awaited after the process has ended, 
 LINGER_S: Final = 60.0  # how long an ended session waits for a client that was cut off
 HANG_S: Final = 1.0  # between a hangup and the end of the terminal
 WHOLE_GRACE_S: Final = 0.4
+REAP_S: Final = 1.0
 GRACE_S: Final = 5.0  # between a hangup and a kill
 WARN_S: Final = 60.0
 SENDING: Final = 128 << 10
@@ -88,6 +89,8 @@ class Session:
             for fd, mask in poll.poll(None if wait_s == FOR_EVER else max(0, int(wait_s * 1000) + 1)):
                 self._ready(fd, mask)
             self._push()
+            if self.whole and self.end is None:
+                spawn.reap_orphans(self.pid)
             if self._over():
                 return
 
@@ -133,6 +136,8 @@ class Session:
                 due.append(self.hung_up_s + (HANG_S if self.terminal and self.streams else self.grace_s))
             if self.deaf_s > now_s:
                 due.append(self.deaf_s)
+            if self.whole:
+                due.append(now_s + REAP_S)
         else:
             due.append(self.ended_s + (DRAIN_S if self.streams else 0.0))
             if self.client is None or self._undelivered():

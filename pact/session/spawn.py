@@ -52,6 +52,19 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def reap_orphans(but: int) -> None:
+    """Orphans that were adopted and have ended do not count any more among the processes that a session may have.
+    ``but``: another waits for this one."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid == but:
+            return
+        os.waitpid(found.si_pid, os.WNOHANG)
+
+
 def end_descendants() -> None:
     """Kill every process below this one, also those that are born meanwhile."""
     for _ in range(ROUNDS):
