@@ -69,6 +69,12 @@ def shown_output(name: str, data: bytes) -> dict[str, str]:
         return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
+def left_of(end: Mapping[str, Any]) -> int:
+    """How many processes a command has left behind, by what its process says of its end."""
+    count = end.get("left")
+    return count if type(count) is int and count > 0 else 0
+
+
 def executed_of(
     words: Any, owner: Owner, state: Mapping[str, Any], key: str, begun: int | None, result: Mapping[str, Any]
 ) -> Callable[[int | None, int | None, int | None, bool], Executed]:
@@ -90,6 +96,7 @@ def executed_of(
             out_bytes=out,
             truncated=truncated,
             begun=begun,
+            left=left_of(result),
         )
 
     return made

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, place_beside, shown_output, tell_end
+from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, left_of, place_beside, shown_output, tell_end
 from pact.agent.commandrecords import CommandRecords
 from pact.agent.commandwish import input_of, wish_of
 from pact.agent.keeping import not_ready
+from pact.agent.leftbehind import keep, name_of
 from pact.agent.leftcommands import LeftCommands
 from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state, shown
 from pact.agent.streams import RUNS, Carrier, Pipe, Streams
@@ -339,6 +340,8 @@ class Executing:
             result["signal"] = name
         if isinstance(why, str) and why:
             result["why"] = why
+        if left := left_of(end):
+            result["left"] = {"id": name_of(one.call, one.id), "processes": left}
         return result
 
     def _ended(self, one: Execution) -> None:
@@ -350,7 +353,10 @@ class Executing:
 
     def _record(self, one: Execution, state: dict[str, Any], took_ns: int | None, then: Callable[[], None]) -> None:
         owner, actor = owner_of_session(state, one.caller.owner), one.caller.actor
-        made = executed_of(one.request.words, owner, state, actor.user, one.begun, self._result(one))
+        left = left_of(one.end or {})
+        if left:
+            keep(self.directory, name_of(one.call, one.id), state, one.begun)
+        made = executed_of(one.request.words, owner, state, actor.user, one.begun, {**self._result(one), "left": left})
         self._records.end(one.id, made(took_ns, one.sent, one.out, one.truncated), actor, then)
 
     def _tell(self, one: Execution) -> None:

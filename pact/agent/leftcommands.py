@@ -6,8 +6,9 @@ import os
 import time
 from typing import Final, Protocol
 
-from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, place_beside, tell_end
+from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, left_of, place_beside, tell_end
 from pact.agent.commandrecords import CommandRecords, Journal
+from pact.agent.leftbehind import keep, name_of
 from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state
 from pact.core.node.payloads import Executed
 from pact.errors import PactError
@@ -86,8 +87,10 @@ class LeftCommands:
         state = read_state(path) or state  # what it wrote last
         if state is None:
             return
-        end_what_is_left(state)
         end = state.get("end") or {}
+        left = left_of(end)
+        if not left or end.get("why"):
+            end_what_is_left(state)
         about = state.get("about", {})
         owner = owner_of_session(state, Owner("", about.get("user", state["person"])))
         why = end.get("why") or "the agent ended while it ran"
@@ -98,7 +101,10 @@ class LeftCommands:
         if begun is None and (why == NEVER_BEGAN or about.get("begins")):
             self._commands.forget_files(name)
             return
-        result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
+        if left:  # it had ended by itself, and nobody was there to hear it
+            why = end.get("why", "")
+            keep(self._commands.directory, name_of(call, name), state, begun)
+        result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why, "left": left}
         made = executed_of(state["command"], owner, state, about.get("user", ""), begun, result)
         executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
         self._commands.record(name, executed, actor)

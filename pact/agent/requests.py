@@ -462,7 +462,9 @@ class Requests:
         return self.sessions
 
     def _sessions(self, client: Client, request: ops.Sessions) -> None:
-        self.agent.answer(client, {"v": 1, "sessions": self._kept().listed(client.caller)})
+        kept = self._kept()
+        left = kept.left.listed(client.caller)
+        self.agent.answer(client, {"v": 1, "sessions": kept.listed(client.caller), **({"left": left} if left else {})})
 
     def _shell_open(self, client: Client, request: ops.ShellOpen) -> None:
         if isinstance(client, Remote) and self.agent.link is not None:
@@ -491,7 +493,10 @@ class Requests:
         self.agent.answer(client, {})
 
     def _session_end(self, client: Client, request: ops.SessionEnd) -> None:
-        self._kept().end(client, request)
+        if request.session.startswith("x"):  # a command's
+            self._kept().left.end(client, request.session)
+        else:
+            self._kept().end(client, request)
 
     def _tell(self, client: Client, op: str, lines: Iterator[bytes]) -> None:
         telling.tell(self.tellers, client, op, lines)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent.control import Client
 from pact.agent.keeping import Keeper, not_ready
+from pact.agent.leftbehind import LeftBehind
 from pact.agent.sessionfiles import (
     Known,
     cgroup_of,
@@ -83,6 +84,7 @@ class Sessions:
         self.prompts = os.path.join(os.path.dirname(self.directory), "prompt")
         self.casts = os.path.join(agent.config.state_dir, "sessions")
         self.keeper = Keeper(self.directory)
+        self.left = LeftBehind(agent, self.directory)
         self.launching: dict[int, Launch] = {}
         self.known: dict[str, Known] = {}
         self.by_fd: dict[int, Known] = {}
@@ -503,12 +505,13 @@ class Sessions:
             now_s = time.monotonic()
             for launch in [x for x in self.launching.values() if now_s >= x.since_s + LAUNCH_S]:
                 self._give_up(launch, not_ready("session", bool(launch.rest)))
+        self.left.turn()
         self.keeper.reap()
 
     def next_s(self) -> float | None:
         """Seconds until ``turn`` has something to do that nobody tells of; ``None``: it has nothing."""
-        first_s = min((launch.since_s for launch in self.launching.values()), default=None)
-        return None if first_s is None else max(0.0, first_s + LAUNCH_S - time.monotonic())
+        due = [max(0.0, x.since_s + LAUNCH_S - time.monotonic()) for x in self.launching.values()]
+        return min(due + [s for s in (self.left.next_s(),) if s is not None], default=None)
 
     def close(self) -> None:
         """The agent ends; the sessions do not."""

@@ -58,6 +58,7 @@ class Output:
     truncated: bool = False
     broken: bool = False  # a line was too long to be shown as one
     why: str = ""
+    left: dict[str, Any] = field(default_factory=dict)  # what it has left behind: its name, and how many processes
     done: bool = False
 
     @property
@@ -77,6 +78,9 @@ class Output:
         self.why = why if isinstance(why, str) else ""
         if self.exit is None and not self.why:
             self.why = NONSENSE
+        left = said.get("left")
+        if isinstance(left, dict) and type(left.get("processes")) is int and isinstance(left.get("id"), str):
+            self.left = {"id": left["id"], "processes": left["processes"]}
 
 
 class Everywhere:
@@ -338,6 +342,7 @@ def _as_json(all_: Everywhere) -> None:
             **_text("stdout", one.out[b"O"]),
             **_text("stderr", one.out[b"E"]),
             "truncated": one.truncated,
+            **({"left": one.left} if one.left else {}),
         }
         for one in all_.nodes.values()
         if one.done
@@ -372,7 +377,19 @@ def _as_text(all_: Everywhere) -> None:
     broken = [one.node for one in all_.nodes.values() if one.broken]
     if broken:
         print(f"pact: {clean(fold(broken))}: lines of more than {LINE_MAX} bytes were broken", file=sys.stderr)
+    _say_left(ran)
     say_failed(_failures(all_))
+
+
+def _say_left(ran: Iterable[Output]) -> None:
+    """A command has ended, and processes that it started go on."""
+    rows = [((one.left["processes"], one.left["id"]), one.node) for one in ran if one.left]
+    for (count, _), names in _grouped(rows):
+        processes = "1 process that it left behind runs" if count == 1 else f"{count} processes that it left behind run"
+        print(f"pact: {clean(fold(names))}: {processes} on", file=sys.stderr)
+    for name, names in _grouped((name, node) for (_, name), node in rows):
+        where = clean(fold(names))
+        print(f"      pact sessions --nodes {where} shows them, and --end {clean(name)} ends them", file=sys.stderr)
 
 
 def _whole_lines(data: bytearray) -> bytes:

@@ -28,4 +28,5 @@ def session_told(data: Mapping[str, Any]) -> str:
         f"signal {data['signal']}" if data.get("signal") else f"exit {data['exit']}" if data["exit"] is not None else ""
     )
     long = format_duration(data["duration_ns"] // NS_PER_S * NS_PER_S) if data.get("duration_ns") is not None else ""
-    return "  ".join(filter(None, (who, how, f"after {long}" if long else "", data.get("why", ""))))
+    left = f"left {data['left']} running" if data.get("left") and not data.get("why") else ""
+    return "  ".join(filter(None, (who, how, f"after {long}" if long else "", data.get("why", ""), left)))

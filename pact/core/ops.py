@@ -105,7 +105,7 @@ class Export(Op, afar=False, command="export"): ...
 
 
 class Sessions(Op, command="sessions"):
-    """The open sessions: to administrators all, to others their own."""
+    """The open sessions, and what commands have left behind: to administrators all, to others their own."""
 
 
 # -- sessions --------------------------------------------------------------------------------------------------------
@@ -156,8 +156,8 @@ class SessionRevoke(Op, role="admin", at="member", afar=False):
     user: str
 
 
-class SessionEnd(Op, afar=False, command="sessions"):
-    """Hang a session up: one's own, or, as an administrator, anybody's."""
+class SessionEnd(Op, command="sessions"):
+    """Hang a session up, or end what a command has left behind: one's own, or, as an administrator, anybody's."""
 
     session: str
 

@@ -29,6 +29,8 @@ DRAIN_S: Final = 0.3  # how long output is awaited after the process has ended, 
 LINGER_S: Final = 60.0  # how long an ended session waits for a client that was cut off
 HANG_S: Final = 1.0  # between a hangup and the end of the terminal
 WHOLE_GRACE_S: Final = 0.4
+LEFT_S: Final = 0.2  # what ends within so long after its command was not left behind
+LEFT_LOOK_S: Final = 0.02
 REAP_S: Final = 1.0
 GRACE_S: Final = 5.0  # between a hangup and a kill
 WARN_S: Final = 60.0
@@ -71,6 +73,7 @@ class Session:
         self.began_s = self.active_s = self.alone_s = now_s
         self.ended_s = FOR_EVER
         self.deaf_s = 0.0  # until then nobody has the terminal open
+        self.settled = False  # what a command has left behind is ended, or counted
 
     def _save(self) -> None:
         try:
@@ -461,6 +464,7 @@ class Session:
         waiting = self.client is None or self._undelivered()
         if self.streams or (waiting and now_s < max(self.ended_s, self._left_s()) + min(LINGER_S, self.detached_s)):
             return False
+        self._settle()
         if self.client is not None:
             end = {"why": self.why, **self.end} if self.why else self.end
             self.client.send(said(b"X", end))
@@ -488,6 +492,22 @@ class Session:
             self.killed = True
             self._kill(self.pid, signal.SIGKILL)
             self._kill_rest()
+
+    def _settle(self) -> None:
+        """Before anybody hears that a command has ended: nothing is left of one that was ended, and what another has
+        left behind is counted."""
+        if not self.whole or self.settled or self.end is None:
+            return
+        self.settled = True
+        if self.why:
+            self._kill_rest()
+        until_s = time.monotonic() + (GRACE_S if self.why else LEFT_S)
+        while (found := spawn.left_behind()) and time.monotonic() < until_s:
+            if self.why:
+                spawn.kill(found)
+            time.sleep(LEFT_LOOK_S)
+        if found:
+            self.end["left"] = len(found)
 
     def _kill_rest(self) -> None:
         """Of a command nothing stays that it has started, wherever that has gone."""

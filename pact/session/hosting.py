@@ -81,8 +81,6 @@ class Hosted(Session):
     def close(self) -> None:
         """Everything has ended: the files stay until the agent has read them."""
         self.listener.close()
-        if self.why:
-            self._kill_rest()
         for client in (*self.newcomers.values(), *([self.client] if self.client is not None else [])):
             client.sock.close()
         try:

@@ -12,7 +12,7 @@ import signal
 import struct
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 
 from pact.session.frames import Size
@@ -22,6 +22,7 @@ TTY_MODE: Final = 0o620
 TTY_GROUP: Final = 5
 PR_SET_CHILD_SUBREAPER: Final = 36
 ROUNDS: Final = 40
+LOOK_S: Final = 0.001
 PR_SET_PDEATHSIG: Final = 1
 UMASK: Final = 0o022
 OOM: Final = "/proc/self/oom_score_adj"
@@ -52,6 +53,19 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def left_behind() -> list[int]:
+    """The living processes below this one, which waits for no child any more."""
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return []
+        if found := _below(os.getpid()):
+            return found
+        time.sleep(LOOK_S)  # one was handed on by its parent, which ended, between two lines of the list
+
+
 def reap_orphans(but: int) -> None:
     """Orphans that were adopted and have ended do not count any more among the processes that a session may have.
     ``but``: another waits for this one."""
@@ -71,12 +85,16 @@ def end_descendants() -> None:
         found = _below(os.getpid())
         if not found:
             return
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
+        kill(found)
         time.sleep(0.005)
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            pass
 
 
 def _below(pid: int) -> list[int]:

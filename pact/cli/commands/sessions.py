@@ -1,4 +1,4 @@
-"""``pact sessions``: the sessions that are open."""
+"""``pact sessions``: the sessions that are open, and what commands of ``pact exec`` have left behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pact.cli.arguments import Parser
 from pact.cli.command import NodeCommand, Request
-from pact.errors import UsageError
 
 if TYPE_CHECKING:
     from pact.cli.client import Answer
@@ -19,16 +18,12 @@ class Sessions(NodeCommand):
     nothing = "no session is open"
 
     def arguments(self, parser: Parser) -> None:
-        parser.add_argument("--end", metavar="ID", help="hang this one up")
+        parser.add_argument("--end", metavar="ID", help="hang this one up, or end what a command left")
 
     def request(self, args: argparse.Namespace) -> Request:
         if args.end is not None:
             return Request("session_end", {"session": args.end})
         return Request("sessions", {})
-
-    def refuse_afar(self, args: argparse.Namespace) -> None:
-        if args.end is not None:
-            raise UsageError("sessions --end works on the node itself")
 
     def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
         from pact.cli.render import clean, local_time
@@ -40,7 +35,13 @@ class Sessions(NodeCommand):
             what = f"  {s['command']}" if s["command"] else ""
             since = local_time(s["since"]) if view.terminal else s["since"][:19] + "Z"
             yield clean(f"{s['id']:<8}{s['user']}{account}  from {s['from']}  {where}  since {since}  {there}{what}")
-        if not answer.result.get("sessions") and args.end is None and view.terminal:
+        for one in answer.result.get("left", ()):
+            account = "" if one["account"] == one["user"] else f" as {one['account']}"
+            since = local_time(one["since"]) if view.terminal else one["since"][:19] + "Z"
+            count = one["processes"]
+            left = f"left behind: {count} process{'es' if count > 1 else ''} ({', '.join(one['programs'])})"
+            yield clean(f"{one['id']:<7} {one['user']}{account}  {left}  since {since}  {one['command']}")
+        if not (answer.result.get("sessions") or answer.result.get("left")) and args.end is None and view.terminal:
             yield self.nothing
 
 

@@ -112,7 +112,8 @@ class ExecBegun(Payload):
 @dataclass(frozen=True, slots=True)
 class Executed(Payload):
     """A command that a person had run on many nodes at once has ended; the fields are those of ``SessionClosed``.
-    ``truncated``: its output was longer than asked for. ``begun``: the number of its ``exec_begun``."""
+    ``truncated``: its output was longer than asked for. ``begun``: the number of its ``exec_begun``. ``left``: how many
+    processes it has left behind."""
 
     command: str
     owner: Owner
@@ -127,6 +128,7 @@ class Executed(Payload):
     out_bytes: int | None = always(None)
     truncated: bool = False
     begun: int | None = None
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,263 @@
+"""What commands of ``executing`` have left behind: each has ended by itself, and processes that it started go on
+(``&``, ``nohup``, ``setsid``). Nobody waits for them; whoever ran the command, and administrators, list and end them.
+
+They are found again by the command's cgroup; where a module of PAM has moved it elsewhere, by its audit session, which
+no process can leave. On a node that has neither they are counted when the command ends, and not found again. Of each
+command a file stays, until the first look that finds nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.agent.commandfiles import place_beside
+from pact.agent.control import Client
+from pact.agent.sessionfiles import owner_of_session, read_state, shown
+from pact.core.node.events import Caller, CommandsTold
+from pact.core.node.payloads import Executed
+from pact.core.records import rfc3339
+from pact.errors import DeniedError, PactError, UsageError
+from pact.model import Owner
+from pact.observe.attribution import printable
+from pact.session import cgroups
+from pact.session.places import started_at, write_state
+
+if TYPE_CHECKING:
+    from pact.agent.driver import Driver
+
+SUFFIX: Final = ".left"
+KEPT_MAX: Final = 256  # commands whose processes can be found again: the oldest give way
+PROGRAMS_MAX: Final = 16
+PIDS_MAX: Final = 64
+CALL: Final = re.compile(r"[0-9a-f]{1,16}\.[0-9]{1,16}")
+GRACE_S: Final = 0.4  # between SIGTERM and SIGKILL
+GIVE_UP_S: Final = 5.0
+LOOK_S: Final = 0.05
+
+
+def name_of(call: str, own: str) -> str:
+    """The name under which a command's processes are listed and ended: the same on all nodes of one ``pact exec``.
+    ``own``: of its files."""
+    return f"x{call}" if CALL.fullmatch(call) else own
+
+
+def keep(directory: str, name: str, state: Mapping[str, Any], begun: int | None) -> None:
+    """Remember where processes of a command are. ``begun``: the number of its record."""
+    by_cgroup = bool(_in_cgroups(state))
+    _make_room(directory)
+    try:
+        write_state(f"{directory}/{name}{SUFFIX}", {**state, "by_cgroup": by_cgroup, "begun": begun})
+    except OSError:
+        pass  # a full disk: the record says how many there were
+
+
+def _make_room(directory: str) -> None:
+    names = _names(directory)
+    if len(names) >= KEPT_MAX:
+        names = list(_there(directory))
+    for name in names[: max(0, len(names) - KEPT_MAX + 1)]:
+        _forget(directory, name)
+
+
+def _names(directory: str) -> list[str]:
+    """The oldest first."""
+
+    def when(name: str) -> float:
+        try:
+            return os.stat(f"{directory}/{name}{SUFFIX}").st_mtime
+        except OSError:
+            return 0.0
+
+    try:
+        return sorted((n.removesuffix(SUFFIX) for n in os.listdir(directory) if n.endswith(SUFFIX)), key=when)
+    except OSError:
+        return []
+
+
+def _in_cgroups(state: Mapping[str, Any]) -> set[int]:
+    host = _host(state)  # before the others: it may just end
+    made = (p for p in state.get("cgroups", ()) if isinstance(p, str) and cgroups.PREFIX in p)
+    return set[int]().union(*map(cgroups.processes, made)) - host
+
+
+def _host(state: Mapping[str, Any]) -> set[int]:
+    """The process that had the command's pipes, while it is just ending."""
+    return {state["pid"]} if started_at(state["pid"]) == state.get("start") != 0 else set()
+
+
+def _in_audit_sessions(wanted: Iterable[int]) -> dict[int, set[int]]:
+    """The processes of each audit session."""
+    found: dict[int, set[int]] = {session: set() for session in wanted}
+    for name in os.listdir("/proc") if found else ():
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/sessionid", "rb") as f:
+                    session = int(f.read())
+                if session in found and (pid := cgroups.living(int(name))):
+                    found[session].add(pid)
+            except (OSError, ValueError):
+                continue
+    return found
+
+
+def _there(directory: str) -> dict[str, tuple[dict[str, Any], set[int]]]:
+    """The commands of which processes live. The others are forgotten."""
+    states = {name: read_state(f"{directory}/{name}{SUFFIX}") for name in _names(directory)}
+    by_audit = {s["audit"] for s in states.values() if s and not s.get("by_cgroup") and s["audit"] is not None}
+    hosts = {name: _host(state) for name, state in states.items() if state is not None}
+    of_session = _in_audit_sessions(by_audit)
+    found = {}
+    for name, state in states.items():
+        pids = set() if state is None else _in_cgroups(state) | (of_session.get(state["audit"], set()) - hosts[name])
+        if state is None or not pids:
+            _forget(directory, name)
+        else:
+            found[name] = state, pids
+    return found
+
+
+def _forget(directory: str, name: str) -> None:
+    state = read_state(f"{directory}/{name}{SUFFIX}")
+    made = [] if state is None else state.get("cgroups", [])
+    cgroups.remove([p for p in made if isinstance(p, str) and cgroups.PREFIX in p])
+    try:
+        os.unlink(f"{directory}/{name}{SUFFIX}")
+    except OSError:
+        pass
+
+
+def _programs(pids: Iterable[int]) -> list[str]:
+    found = set()
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/comm", "rb") as f:
+                found.add(printable(f.read().rstrip(b"\n")))
+        except OSError:
+            continue
+    return sorted(found)[:PROGRAMS_MAX]
+
+
+def _signal(pids: Iterable[int], *numbers: int) -> None:
+    for pid in pids:
+        for number in numbers:
+            try:
+                os.kill(pid, number)
+            except OSError:
+                pass
+
+
+@dataclass(slots=True)
+class Ending:
+    """Somebody has what a command left behind ended, and waits for it."""
+
+    name: str
+    state: dict[str, Any]
+    client: Client
+    token: int
+    count: int
+    began_s: float
+
+
+class LeftBehind:
+    """``sessions``: the directory of sessions."""
+
+    def __init__(self, agent: Driver, sessions: str, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._agent, self._now_s = agent, now_s
+        self._directory = place_beside(sessions)
+        self._ending: list[Ending] = []
+        self._look_s = 0.0
+
+    def listed(self, caller: Caller) -> list[dict[str, Any]]:
+        """The commands that have left something behind, and that the caller may see."""
+        return [
+            {
+                "id": name,
+                "user": state["person"],
+                "account": state["account"],
+                "uid": state["uid"],
+                "command": shown(state["command"]),
+                "since": rfc3339(state["began"]),
+                "processes": len(pids),
+                "programs": _programs(sorted(pids)[:PIDS_MAX]),
+                "pids": sorted(pids)[:PIDS_MAX],
+            }
+            for name, (state, pids) in _there(self._directory).items()
+            if _may(state, caller)
+        ]
+
+    def end(self, client: Client, name: str) -> None:
+        """Ask them to end, and kill what stays; the answer comes when none lives. Raises PactError."""
+        self._agent.require_journal()
+        found = _there(self._directory).get(name)
+        if found is None:
+            said = printable(os.fsencode(name))[:64]
+            raise UsageError(f"nothing of command {said} is left here", "pact sessions shows what is")
+        state, pids = found
+        if not _may(state, client.caller):
+            raise DeniedError(f"to end what command {name} has left behind is for the person who ran it")
+        token = self._agent.next_token()
+        client.tokens.add(token)
+        self._ending.append(Ending(name, state, client, token, len(pids), self._now_s()))
+        _signal(pids, signal.SIGTERM, signal.SIGCONT)
+
+    def turn(self) -> None:
+        """Look how far it is."""
+        now_s = self._now_s()
+        if not self._ending or now_s < self._look_s:
+            return
+        self._look_s = now_s + LOOK_S
+        there = _there(self._directory)
+        for one in list(self._ending):
+            pids = there[one.name][1] if one.name in there else set()
+            if pids and now_s < one.began_s + GIVE_UP_S:
+                if now_s >= one.began_s + GRACE_S:
+                    _signal(pids, signal.SIGKILL)
+                continue
+            self._ending.remove(one)
+            self._record(one)
+            self._answer(one, len(pids))
+
+    def _record(self, one: Ending) -> None:
+        agent, state, caller = self._agent, one.state, one.client.caller
+        if agent.journal_error:
+            return
+        about, begun = state.get("about", {}), state.get("begun")
+        executed = Executed(
+            command=shown(state["command"]),
+            owner=owner_of_session(state, Owner("", str(about.get("user", state["person"])))),
+            account=state["account"],
+            exit=None,
+            key=str(about.get("user", "")),
+            why=f"{caller.actor.user} ended what it had left behind",
+            uid=state["uid"],
+            begun=begun if type(begun) is int else None,
+            left=one.count,
+        )
+        agent.step(CommandsTold(*agent.now(), [(executed, caller.actor)]))
+
+    def _answer(self, one: Ending, stay: int) -> None:
+        agent, client = self._agent, one.client
+        if one.token not in client.tokens:
+            return
+        client.tokens.discard(one.token)
+        if stay:
+            agent.fail(client, PactError(f"{stay} processes of command {one.name} do not end", "the kernel holds them"))
+        else:
+            processes = f"{one.count} process" + ("es" if one.count > 1 else "")
+            agent.answer(client, {"session": one.name}, message=f"{processes} of command {one.name} ended")
+        agent.control.flush(client)
+
+    def next_s(self) -> float | None:
+        """Seconds until ``turn`` has something to do; ``None``: it has nothing."""
+        return max(0.0, self._look_s - self._now_s()) if self._ending else None
+
+
+def _may(state: Mapping[str, Any], caller: Caller) -> bool:
+    mine = state["person"] == caller.owner.user and not caller.owner.key.startswith("unit:")
+    return mine or caller.actor.role == "admin"
