@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pact.session import frames
+from pact.session import client, frames
 from pact.session.client import Client
 from pact.session.frames import frame, said
 
@@ -162,3 +162,58 @@ def test_a_client_that_is_ended_leaves_its_session_and_the_terminal_as_it_was(nu
     assert ended.left and ended.code == 128 + number and termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_a_session_that_is_busy_is_hung_up_when_it_listens_again(
+    hears: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its socket was full at that moment: it went on without anybody, and nobody was told. ``hears``: in time."""
+    monkeypatch.setattr(client, "HANG_UP_S", 30.0 if hears else 0.2)
+    found: list[tuple[bytes, bytes]] = []
+    (tmp_path / "input").write_bytes(b"x" * (frames.CREDIT // 2))
+    given, full = os.open(tmp_path / "input", os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+    over = threading.Event()
+
+    def session(there: socket.socket) -> None:
+        there.sendall(said(b"A", {}))
+        while len(there.recv(1 << 20, socket.MSG_PEEK)) < 2000:
+            pass
+        there.sendall(frame(b"O", b"x"))
+        over.wait(0.5 if hears else 20.0)
+        heard(there, found)
+
+    with talking(session) as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        ended = Client(here, terminal=False, stdin=given, stdout=full).run()
+        over.set()
+        here.shutdown(socket.SHUT_RDWR)
+    os.close(given)
+    os.close(full)
+    assert (ended.code, ended.left) == (1, not hears)
+    assert ((b"S", b"HUP") in found) == hears
+
+
+@pytest.mark.parametrize("goes_out", [True, False])
+def test_a_session_is_hung_up_when_all_has_gone_out_that_its_way_has_taken(
+    goes_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream through the tree takes everything, and sends it when it may."""
+    monkeypatch.setattr(client, "HANG_UP_S", 30.0 if goes_out else 0.2)
+    null, full = os.open("/dev/null", os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+    asked: list[int] = []
+
+    def unsent() -> bool:
+        asked.append(1)
+        return not goes_out or len(asked) < 20
+
+    def session(there: socket.socket) -> None:
+        there.sendall(said(b"A", {}) + frame(b"O", b"x"))
+        heard(there, [])
+
+    with talking(session) as here:
+        ended = Client(here, terminal=False, stdin=null, stdout=full, unsent=unsent).run()
+        here.shutdown(socket.SHUT_RDWR)
+    os.close(null)
+    os.close(full)
+    assert (ended.code, ended.left) == (1, not goes_out) and len(asked) >= 3

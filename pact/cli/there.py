@@ -114,7 +114,7 @@ class There:
         if not name or not answer.ok:
             raise UnreachableError(f"{self.node}: {NONSENSE}")
         way = Terminal(client, self.node, secrets.with_node(theirs, needed=client.seals), early)
-        ended = Client(way, terminal=terminal, pending=way.pending, tick_ms=TICK_MS).run()
+        ended = Client(way, terminal=terminal, pending=way.pending, unsent=way.unsent, tick_ms=TICK_MS).run()
         way.leave()
         client.cancel()
         if way.why and ended.left:

@@ -93,6 +93,10 @@ class Terminal:
         """Whether there may be something to receive: a descriptor of ZeroMQ tells of news only once."""
         return bool(self._in) or self._over or self.client.waits()
 
+    def unsent(self) -> bool:
+        """Whether something waits for the session's credit."""
+        return self._exchange.out.waits and not self._over
+
     def recv(self, most: int, /) -> bytes:
         """What has come, once more than ``most`` is there nothing more is read. Raises BlockingIOError if there is
         nothing now."""

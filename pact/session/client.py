@@ -14,6 +14,7 @@ import signal
 import stat
 import struct
 import termios
+import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ from pact.session.frames import CREDIT, CREDIT_STEP, FrameError, credit, frame, 
 READ: Final = 64 << 10
 WRITE: Final = 4 << 10  # what a pipe that is said to be ready takes at once
 LOST: Final = 255
+HANG_UP_S: Final = 5.0  # how long a session that does not listen is told that nobody is here any more
 LINES_MAX: Final = 64  # lines of the session for the person that wait to be shown
+TICK_MS: Final = 100  # how often to look whether it was told
 ESCAPE: Final = ord("~")
 HELP: Final = b"\r\n~. leaves the session, which goes on: pact shell --attach comes back; ~~ is a tilde\r\n"
 FORWARDED: Final = {signal.SIGINT: b"INT", signal.SIGQUIT: b"QUIT", signal.SIGTERM: b"TERM"}
@@ -154,7 +157,8 @@ def _polled(wanted: dict[int, int], wait_ms: int | None) -> dict[int, int]:
 
 class Client:
     """One attachment. ``run`` returns how it ended. ``pending`` says that there may be something to receive although
-    the descriptor does not; every ``tick_ms`` it is looked after ``sock`` even if nothing happens."""
+    the descriptor does not; every ``tick_ms`` it is looked after ``sock`` even if nothing happens. ``unsent`` says that
+    ``sock`` keeps something that it has taken."""
 
     def __init__(
         self,
@@ -165,10 +169,11 @@ class Client:
         stdout: int = 1,
         stderr: int = 2,
         pending: Callable[[], bool] = lambda: False,
+        unsent: Callable[[], bool] = lambda: False,
         tick_ms: int | None = None,
     ) -> None:
         self.sock, self.terminal = sock, terminal
-        self._pending, self._tick_ms = pending, tick_ms
+        self._pending, self._unsent, self._tick_ms = pending, unsent, tick_ms
         self.stdin, self.sinks = stdin, {b"O": Sink(stdout), b"E": Sink(stderr)}
         self.sinks[b"N"] = self.sinks[b"E"]  # what is no output: nobody asked for credit for it
         self.attached: dict[str, Any] = {}
@@ -180,7 +185,7 @@ class Client:
         self._consumed = 0
         self._waiting: list[tuple[bytes, bytes]] = []
         self._ended: Ended | None = None
-        self._hung_up = False  # the session was told that nobody is here any more
+        self._hangs_until_s = 0.0  # until then the session is told that nobody is here any more
         self._input_open = True
         self._interrupted = 0
         self._told = ""  # the last line that the session had for the person
@@ -209,18 +214,18 @@ class Client:
 
     def _loop(self, signals: int, again: Callable[[], None]) -> Ended:
         link = self.sock.fileno()
-        while self._ended is None or self._waiting:
+        while self._ended is None or self._waiting or self._hangs_up:
             wanted = {signals: select.POLLIN}
             pending, sink = False, -1
-            if self._ended is None:
+            if self._ended is None or self._hangs_up:
                 wanted[link] = select.POLLIN | (select.POLLOUT if self._out else 0)
                 pending = self._pending()
-                if self._input_open and self._may > 0 and len(self._out) < READ:
+                if self._ended is None and self._input_open and self._may > 0 and len(self._out) < READ:
                     wanted[self.stdin] = select.POLLIN
             if self._waiting:
                 sink = self.sinks[self._waiting[0][0]].fd
                 wanted[sink] = wanted.get(sink, 0) | select.POLLOUT
-            ready = _polled(wanted, 0 if pending else self._tick_ms)
+            ready = _polled(wanted, 0 if pending else TICK_MS if self._hangs_up else self._tick_ms)
             if signals in ready:
                 left = self._signalled(os.read(signals, 64), again)
                 if left is not None:
@@ -231,10 +236,19 @@ class Client:
             if typed and (left := self._typed()) is not None:
                 self._flush()
                 return left
-            if self._ended is None and (pending or not ready or link in ready):
+            if (self._ended is None or self._hangs_up) and (pending or not ready or link in ready):
                 self._from_session()
             self._flush()
-        return self._ended
+        # It goes on, because it could not be told.
+        return self._ended._replace(left=True) if self._hangs_until_s and self._untold else self._ended
+
+    @property
+    def _untold(self) -> bool:
+        return bool(self._out) or self._unsent()
+
+    @property
+    def _hangs_up(self) -> bool:
+        return self._untold and time.monotonic() < self._hangs_until_s
 
     # -- this side's input and output --------------------------------------------------------------------------------
 
@@ -271,7 +285,7 @@ class Client:
         self._waiting.clear()
         if self._ended is None:
             self._out += frame(b"S", b"HUP")
-            self._hung_up = True
+            self._hangs_until_s = time.monotonic() + HANG_UP_S
         self._ended = ended
 
     def _show(self) -> None:
@@ -325,7 +339,7 @@ class Client:
     # -- the session's -----------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        while self._out and (self._ended is None or self._hung_up):
+        while self._out and (self._ended is None or self._hangs_until_s):
             try:
                 sent = self.sock.send(self._out)
             except BlockingIOError:
@@ -341,6 +355,12 @@ class Client:
             return
         except OSError:
             data = b""
+        if self._ended is not None:  # nobody is here any more who would hear it
+            if not data:
+                self._hangs_until_s = time.monotonic()
+            elif any(kind == b"X" for kind, _ in self._reader.feed(data)):
+                self._hangs_until_s = 0.0
+            return
         if not data:
             self._ended = Ended(LOST, "the connection to the session was lost", left=True)
             return
