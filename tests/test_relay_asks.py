@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from test_relay import N1, N2, Bench, peer
+from test_relay import AGG1, N1, N2, Bench, peer
 
 from pact.core.tree import wire
 from pact.core.tree.directory import Child
 from pact.core.tree.relay import Ended, ToChildren
+from pact.core.tree.wire import message
 from pact.model import NS_PER_S
 
 
@@ -140,3 +141,28 @@ def test_the_last_events_pass_every_level_before_their_node_is_forgotten(gather_
 def test_what_a_relay_remembers_of_a_child_is_small() -> None:
     assert not hasattr(Child(b"", N1, "node", 1, "", 0), "__dict__")
     assert Ended(b"x").rid == b"x"
+
+
+@pytest.mark.invariant("F90")
+def test_an_aggregator_that_comes_back_hears_for_which_calls_nobody_waits() -> None:
+    """Its nodes carry them out still: here they were lost for the call when it was away."""
+    b = Bench()
+
+    def drop(call: str, client: str = "") -> list[str]:
+        effects = b.relay.from_parent(message("drop", {"call": call, "client": client, "id": 1}), b.t)
+        return [m.head["call"] for m in b.heard(effects) if m.kind == "drop"]
+
+    def back(session: int) -> list[str]:
+        said = b.hello(AGG1, session, rid=f"a{session}".encode())
+        assert said[0].kind == "welcome"
+        return [m.head["call"] for m in said if m.kind == "drop"]
+
+    assert drop("1.1") == [] and back(1) == ["1.1"]
+    assert drop("1.2") == ["1.2"], "one that is here hears it at once, though no call of that name is known"
+    assert drop("1.3", "agg1:1") == [], "all its nodes have answered"
+    assert back(2) == ["1.1", "1.2"]
+    b.t += 31 * NS_PER_S
+    assert back(3) == []
+    for n in range(1000):
+        drop(f"2.{n}")
+    assert back(4) == [f"2.{n}" for n in range(744, 1000)]

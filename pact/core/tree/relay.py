@@ -36,6 +36,8 @@ CREDIT_MAX: Final = 1 << 20
 FRAMES_PER_S: Final = {"node": 2_000, "aggregator": 50_000, "client": 200}
 STREAM_FRAMES_PER_S: Final = {"node": 20_000, "aggregator": 100_000, "client": 20_000}
 HELLOS_PER_S: Final = {"node": 4, "aggregator": 4, "client": 32}  # of one key; people have several connections at once
+DROPPED_NS: Final = 30 * NS_PER_S  # an aggregator that was away for longer has lost its nodes
+DROPPED_MAX: Final = 256
 AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most this often
 UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
@@ -132,6 +134,7 @@ class Relay:
         self._hello_second = 0
         self._asked_ns: dict[str, int] = {}  # child -> when open calls were last sent to it again
         self._ask_later: set[str] = set()
+        self._dropped: dict[str, int] = {}  # calls for which nobody waits any more -> until when that is said again
         self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
             "goodbye": self._on_goodbye,
             "events": self._on_events,
@@ -312,7 +315,8 @@ class Relay:
         if before is not None:
             out.append(Ended(before))
         self.beats.enter(child, t_ns)
-        return [*out, *self._refusals(child, t_ns), *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
+        out += [*self._refusals(child, t_ns), *self._welcome(child, t_ns), *self._drop_again(child, t_ns)]
+        return [*out, *self._ask_again(child, t_ns)]
 
     def _refusals(self, child: Child, t_ns: int) -> list[Effect]:
         """Log claims of nodes that lack the nodes' own proof; they are not believed."""
@@ -523,7 +527,7 @@ class Relay:
         if kind == "took":
             return self._streamed(self.streams.took(None, head["bytes"]))
         if kind == "drop":
-            return [*self._drop_call(head["call"]), *self._settled(head)]
+            return [*self._drop_call(head["call"], not head["client"], t_ns), *self._settled(head)]
         if kind == "fleet":
             return self._told_fleet(head, t_ns)
         if kind in wire.TO_CLIENTS:
@@ -735,12 +739,23 @@ class Relay:
         """The fields of ``beat`` (for the uplink)."""
         return {"below": checksum(self.tree.where)}
 
-    def _drop_call(self, call_id: str) -> list[Effect]:
+    def _drop_call(self, call_id: str, unwanted: bool, t_ns: int) -> list[Effect]:
+        """``unwanted``: nobody waits for it any more. An aggregator that was cut off for a moment knows it still, while
+        here its nodes are lost for the call, or the aggregator itself is not back yet: it is told then.  # F90"""
         call = self.calls.drop(call_id)
-        if call is None:
-            return []
-        names = [*call.direct, *(a for a, rest in call.via.items() if rest)]
+        names = dict.fromkeys([*call.direct, *(a for a, rest in call.via.items() if rest)] if call is not None else ())
+        if unwanted:
+            self._dropped[call_id] = t_ns + DROPPED_NS
+            while len(self._dropped) > DROPPED_MAX:
+                del self._dropped[next(iter(self._dropped))]
+            names |= dict.fromkeys(c.name for c in self.tree.named.values() if c.below is not None)
         return self._to([c for n in names if (c := self.tree.named.get(n)) is not None], "drop", {"call": call_id})
+
+    def _drop_again(self, child: Child, t_ns: int) -> list[Effect]:
+        if child.below is None:  # what a node was asked through another connection, it has ended
+            return []
+        self._dropped = {call: until_ns for call, until_ns in self._dropped.items() if t_ns < until_ns}
+        return [e for call in self._dropped for e in self._to([child], "drop", {"call": call})]
 
     def _settled(self, head: Head) -> list[Effect]:
         """No stream of this request goes on: the relays on the way to its client forget that."""
