@@ -421,6 +421,12 @@ class Executing:
         for one in [*self.running.values(), *self.unread.values()]:
             self._stop(one, why)
 
+    def replaced(self, fence: int) -> None:
+        """This root leads now. Questions of one before it are forgotten: nobody waits for their answers."""
+        for one in [*self.running.values(), *self.unread.values()]:
+            if one.client.key[0] < fence:
+                self._stop(one, "the root through which it was asked for leads no more")
+
     def revoke(self, user: str) -> None:
         """This person's key counts no more."""
         for one in list(self.running.values()):

@@ -224,6 +224,7 @@ class Link:
                 self._answer(effect.key, effect.body)
             elif isinstance(effect, FleetSaid):
                 self.agent.tell(FleetTold(*self.agent.now(), effect.fence, effect.seq, effect.holds))
+                self.executing.replaced(effect.fence)
             elif isinstance(effect, Contact):
                 self.agent.tell(ContactChanged(*self.agent.now(), effect.up))
             elif isinstance(effect, Welcomed):
