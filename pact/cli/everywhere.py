@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import contextlib
 import errno
 import os
 import select
@@ -20,7 +21,16 @@ from pact.cli.render import clean, emit
 from pact.cli.roots import NONSENSE, connected, fold, say_failed
 from pact.cli.session import brought
 from pact.core.tree.lanes import BULK_CREDIT, BULK_WINDOW_MAX, WEIGHT_MIN, Lane, weight
-from pact.errors import BY_EXIT_CODE, EXIT_FAILED, EXIT_UNREACHABLE, PactError, RemoteProtocolError, UsageError, gravest
+from pact.errors import (
+    BY_EXIT_CODE,
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    PactError,
+    RemoteProtocolError,
+    UnreachableError,
+    UsageError,
+    gravest,
+)
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
@@ -42,6 +52,9 @@ INTERRUPTED: Final = 130
 WRITE: Final = 4 << 10  # what a pipe that is said to be ready takes at once
 BEAT_S: Final = 2.0
 LOST: Final = "lost contact before its command ended; it was ended there"
+CANCELLED: Final = "cancelled"
+ENDS: Final = "cancelled: what still runs is ended; where a node cannot be told at this moment, within seconds"
+NO_ANSWER: Final = "no answer came; if its command began, it was ended there"
 
 
 @dataclass(slots=True)
@@ -119,6 +132,22 @@ class Everywhere:
     def open(self) -> list[str]:
         """The nodes whose streams go on."""
         return [name for name, one in self.nodes.items() if one.end is not None and not one.done]
+
+    def settle(self, nodes: str, why: str, silent: str) -> None:
+        """It has ended here. Of each node something is said: ``why`` where it runs, ``silent`` where no answer came."""
+        from pact.cluster.nodesets import NodeSets, resolved
+
+        for name in self.open():
+            self.nodes[name].finish({"why": why})
+        sets, failed = NodeSets(), set[str]()
+        for each in (text for texts in self.failed.values() for text in texts):
+            with contextlib.suppress(UsageError):
+                failed.update(sets.expand(each))
+        for name in sets.expand(resolved(nodes)):
+            if name not in failed:
+                one = self.nodes.setdefault(name, Output(name))
+                if not one.done:
+                    one.finish({"why": silent})
 
     def _part(self, item: Parts) -> None:
         answer = sense(bytes(item.body))
@@ -271,11 +300,15 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
         client.cancel()
     if lost is not None and not (all_.nodes or all_.failed):
         raise lost
-    for name in all_.open():
-        all_.nodes[name].finish({"why": "cancelled" if interrupted else LOST})
+    if interrupted:
+        all_.settle(args.nodes, CANCELLED, CANCELLED)
+    elif isinstance(lost, UnreachableError):
+        all_.settle(args.nodes, LOST, NO_ANSWER)
+    for name in all_.open():  # they have not said their end in time
+        all_.nodes[name].finish({"why": LOST})
     (_as_json if args.json else _as_text)(all_)
     if interrupted:
-        print("pact: cancelled: all nodes were told to end what still runs there", file=sys.stderr)
+        print(f"pact: {ENDS}", file=sys.stderr)
         return INTERRUPTED
     if lost is not None:
         raise lost
