@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from streams_kit import NODES, Fleet, alive, fleet, within
 
+from pact.cluster.client import BROKEN_S, SILENCE_S
+
 pytestmark = pytest.mark.root
 
 
@@ -59,6 +61,29 @@ def test_of_each_node_something_is_said_when_it_ends_here(kit: Fleet, marker: st
 
 def has_ended(kit: Fleet, nodes: Sequence[str], text: str) -> bool:
     return any(text in r["data"]["command"] for n in nodes for r in kit.records(n, "executed"))
+
+
+@pytest.mark.parametrize("words", [("exec", "--nodes", "n[1-3]"), ("shell", "n1")])
+def test_an_aggregator_that_dies_is_noticed_before_it_would_be_silent_for_long(
+    kit: Fleet, marker: str, words: tuple[str, ...]
+) -> None:
+    """The connection is closed at once: what somebody typed until then was lost without a word."""
+    with kit.pact(*words, "--", f"sleep {marker}; true", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as one:
+        within(lambda: alive(marker), "it runs", 30)
+        began_s = time.monotonic()
+        kit.kill("agg1")
+        try:
+            _, err = one.communicate(timeout=30)
+            took_s = time.monotonic() - began_s
+        finally:
+            kit.start_aggregator("agg1", ("root1", kit.url), port=int(kit.below.rpartition(":")[2]))
+    assert one.returncode == (5 if words[0] == "exec" else 255) and b"lost contact with tcp://" in err, err
+    assert took_s < SILENCE_S - BROKEN_S
+    for node in NODES:
+        kit.connected(node)
+    for session in kit.sessions("n1"):
+        assert kit.run_pact("sessions", "--nodes", "n1", "--end", session["id"]).returncode == 0
+    within(lambda: not alive(marker), "nothing is left running", 20)
 
 
 @pytest.mark.invariant("F90")

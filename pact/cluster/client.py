@@ -47,7 +47,9 @@ WATCHED: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_CONNECTED
     | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_DISCONNECTED
 )
+BROKEN_S: Final = 1.0  # how long to wait for the reason why the connection was closed
 REFUSED_S: Final = 1.0
 ROOTLESS_S: Final = 10.0  # how long to wait for a new root: until a lease has ended, and an election
 HELLO_S: Final = 1.5
@@ -144,6 +146,7 @@ class RootClient:
         self._timeout_s = timeout_s
         self._ends_s = time.monotonic() + timeout_s if timeout_s else math.inf
         self._sent_s = self._heard_s = 0.0
+        self._broken_s = math.inf  # when the connection was closed
         #: Called with each message of a stream (``pact.cluster.streams``).
         self.on_frames: Callable[[Message], None] = lambda message: None
         try:
@@ -266,6 +269,8 @@ class RootClient:
                     raise DeniedError(f"{url} does not know the key of {self._key_name}", NOT_KNOWN)
                 if event == zmq.EVENT_CONNECTED:
                     taken = True
+                elif event == zmq.EVENT_DISCONNECTED:
+                    pass  # that of before: this is a new one
                 elif event == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps the server is just starting
                     why = HUNG_UP if taken else NOBODY if NUMERIC.match(url) else NO_NAME
                     ends_s = min(ends_s, began_s + (0 if others else REFUSED_S))
@@ -274,6 +279,9 @@ class RootClient:
             if self._sock in ready:
                 message = self._received()
                 if message.kind == "welcome":
+                    self._broken_s = math.inf
+                    while monitor.poll(0):
+                        next_event(monitor)
                     return
                 if message.kind == "frames":
                     self.on_frames(message)
@@ -296,10 +304,26 @@ class RootClient:
         self._sent_s = time.monotonic()
 
     def _given_up(self) -> PactError:
+        return self._refused() or UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
+
+    def _refused(self) -> DeniedError | None:
+        """Look at what became of the connection: whether its key counts no more, or it was closed."""
         while self._monitor.poll(0):
-            if next_event(self._monitor)[0] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            event = next_event(self._monitor)[0]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return DeniedError(f"{self.url} does not know the key of {self._key_name} any more", LOOK_FIRST)
-        return UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
+            if event == zmq.EVENT_DISCONNECTED:
+                self._broken_s = min(self._broken_s, time.monotonic())
+        return None
+
+    def _require_contact(self, hint: str) -> None:
+        """What was asked on a connection that has broken is lost, also if ZeroMQ makes a new one. Raises DeniedError,
+        UnreachableError."""
+        if (refused := self._refused()) is not None:
+            raise refused
+        now_s = time.monotonic()
+        if now_s - self._heard_s > SILENCE_S or now_s - self._broken_s > BROKEN_S:
+            raise UnreachableError(f"lost contact with {self.url}", hint)
 
     def _received(self) -> Message:
         return self._message(self._sock.recv())
@@ -392,8 +416,7 @@ class RootClient:
         now_s = time.monotonic()
         if now_s >= self._ends_s:
             raise UnreachableError(f"{self.url} has not answered within {self._timeout_s:g}s", LOOK_FIRST)
-        if now_s - self._heard_s > SILENCE_S:
-            raise UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
+        self._require_contact(LOOK_FIRST)
         if now_s - self._sent_s > BEAT_S:
             self._send("beat", {})
 
@@ -445,10 +468,8 @@ class RootClient:
                 self.on_frames(message)
             elif message.kind == "sorry":
                 raise UnreachableError(f"{self.url}: {message.head['why'] or 'the connection has ended'}")
-        now_s = time.monotonic()
-        if now_s - self._heard_s > SILENCE_S:
-            raise UnreachableError(f"lost contact with {self.url}")
-        if now_s - self._sent_s > BEAT_S:
+        self._require_contact("")
+        if time.monotonic() - self._sent_s > BEAT_S:
             self._send("beat", {})
         return heard
 

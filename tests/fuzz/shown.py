@@ -280,7 +280,7 @@ def client(data: bytes) -> None:
         frames.append(raw(wire_kind(kind), feed.piece(), feed.piece()) if kind < 250 else feed.piece())
     one: Any = RootClient.__new__(RootClient)
     one._id, one._timeout_s, one._ends_s, one.url = 0, 0.0, math.inf, "tcp://a:1"
-    one._roots, one._direct, one._must_seal = [], True, False
+    one._roots, one._direct, one._must_seal, one._broken_s = [], True, False, math.inf
     one._sock, one._sent_s, one._heard_s, one._monitor = (
         Wire(frames),
         math.inf,
