@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pact.agent.control import _listen
+from pact.agent.listening import listen
 from pact.agent.statedir import take_state_dir
 from pact.cluster import auth
 from pact.cluster.config import AggregatorConfig, require_owned
@@ -278,7 +278,7 @@ def test_nobody_turns_the_chmod_of_the_socket_to_a_file_of_roots(racer: tuple[st
     path, victim = racer
     for _ in range(300):
         with pytest.raises(ConfigError, match=f"belongs to uid {OTHER}"):
-            _listen(path)
+            listen(path)
         assert stat.S_IMODE(victim.stat().st_mode) == 0o600
         assert not os.path.lexists(path), "nothing is made there"
 
@@ -288,12 +288,12 @@ def test_nobody_turns_the_chmod_of_the_socket_to_a_file_of_roots(racer: tuple[st
 def test_a_socket_directory_that_others_may_write_is_refused_unless_it_is_sticky(place: Path, mode: int) -> None:
     (place / "a").chmod(mode)
     with pytest.raises(ConfigError, match="directory of the control socket"):
-        _listen(str(place / "a/s"))
+        listen(str(place / "a/s"))
     (place / "a").chmod(0o1777)
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(str(place / "a/s"))  # left by somebody
         os.chown(place / "a/s", OTHER, OTHER)
-    _listen(str(place / "a/s")).close()
+    listen(str(place / "a/s")).close()
     found = (place / "a/s").lstat()
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o666)
 
@@ -301,7 +301,7 @@ def test_a_socket_directory_that_others_may_write_is_refused_unless_it_is_sticky
 def test_everybody_reaches_the_socket_whatever_the_umask(place: Path) -> None:
     old = os.umask(0o077)
     try:
-        _listen(str(place / "run/pact/s")).close()
+        listen(str(place / "run/pact/s")).close()
     finally:
         os.umask(old)
     assert [stat.S_IMODE((place / p).stat().st_mode) for p in ("run", "run/pact", "run/pact/s")] == [

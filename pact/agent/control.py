@@ -10,21 +10,20 @@ import os
 import resource
 import select
 import socket
-import stat
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 
 from pact.agent.budget import Budget
+from pact.agent.listening import listen
 from pact.agent.peers import gids_of, groups_of
 from pact.core.node.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
-from pact.host import owned
 from pact.limits import (
     DENIED_EACH_MAX,
     REQUEST_ADMIN_MAX,
@@ -59,7 +58,6 @@ ACCEPT_MAX: Final = 32  # connections in a turn of the loop
 PACE_S: Final = 0.5
 GROUPS_FOR_S: Final = 60.0  # the numbers of the groups are looked up again after this time
 READ_CHUNK: Final = 256 << 10
-SOCKET_DIR: Final = "directory of the control socket"
 FIRST_SIGN_S: Final = 0.2
 SIGN_S: Final = 2.0  # how often a waiting client gets a sign that the agent works on its request
 
@@ -69,24 +67,26 @@ class Client:
 
     remote = False  # True for a call of the cluster, which has no socket
     open = True
+    gathered: Any = None  # for the answer to its present request
 
     def __init__(self, sock: socket.socket, caller: Caller) -> None:
         self.sock = sock
         self.caller = caller
         self.fd = sock.fileno()
         self.tokens: set[int] = set()  # requests whose answers come later
-        self.watching = False
+        self.watching = False  # it is told of every record after number ``told``
+        self.told = -1
         self.alive = False  # it wants signs of life
         self.gone = False  # it has hung up: nobody reads an answer
         self.said_s = time.monotonic()  # when something was last sent to it
         self.closing = False
         self.half_closed = False  # it sends no more requests, but still reads
         self.events = 0  # the events for which epoll watches
-        self.lines: deque[bytes] = deque()  # requests that are not answered yet
-        self._input = bytearray()
+        self.lines: deque[bytes] = deque()  # the next request, if all of it is there
+        self._input = bytearray()  # what came after it
+        self._searched = 0  # so much of that has no end of a line
         self._output: deque[bytes | memoryview] = deque()
         self._queued = 0
-        self._source: Iterator[bytes] | None = None
         self._when_taken: Callable[[], None] | None = None
 
     @property
@@ -101,7 +101,7 @@ class Client:
         if self._queued > OUTPUT_MAX and len(self._output) > 1:  # the peer does not read
             self.closing = True
             self._output.clear()
-            self._queued, self._source = 0, None
+            self._queued = 0
 
     def hand(self, value: Any, sock: socket.socket) -> None:
         """Answer at once, with a descriptor beside the line. Raises OSError if the peer does not take it."""
@@ -109,10 +109,6 @@ class Client:
         if self._output or socket.send_fds(self.sock, [line], [sock.fileno()]) != len(line):
             raise OSError(errno.EAGAIN, "the client does not read its answers")
         self.said_s = time.monotonic()
-
-    def stream(self, source: Iterator[bytes]) -> None:
-        """Send lines that are produced as the peer reads them."""
-        self._source = source
 
     def take(self, written: Sequence[bytes]) -> None:
         """Take a piece of an answer that was written elsewhere."""
@@ -125,7 +121,7 @@ class Client:
         self._when_taken = more
 
     def wants_write(self) -> bool:
-        return bool(self._output) or self._source is not None
+        return bool(self._output)
 
     @property
     def wants_a_sign(self) -> bool:
@@ -142,42 +138,53 @@ class Client:
         """Whether its next request may be carried out: answers come in the order of the requests, one at a time."""
         return not (self.closing or self.tokens or self.wants_write())
 
-    def read(self) -> list[bytes] | None:
-        """Complete lines; ``None`` if the peer is gone. Raises PactError for a request that is too long.
+    def read(self) -> bool:
+        """Take in what has come. Returns False if the peer is gone. Raises PactError for a request that is too long.
 
         The end of the input sets ``half_closed``: earlier requests are still answered.
         """
         try:
-            chunk = self.sock.recv(READ_CHUNK)
+            chunk = self.sock.recv(READ_CHUNK if self.admin else REQUEST_MAX)
         except BlockingIOError:
-            return []
+            return True
         except OSError:
-            return None
+            return False
         if not chunk:
             self.half_closed = True
-            return []
         self._input += chunk
-        lines: list[bytes] = []
-        if b"\n" in chunk:
-            *lines, rest = bytes(self._input).split(b"\n")
-            self._input = bytearray(rest)
-        if max([len(self._input), *map(len, lines)]) > (REQUEST_ADMIN_MAX if self.admin else REQUEST_MAX):
-            raise PactError("the request is too long")
-        return [line for line in lines if line.strip()]
+        if not self.lines:
+            self._find_line()
+        return True
+
+    def next_request(self) -> bytes:
+        """Take the next request out. Raises PactError if what follows it is too long."""
+        line = self.lines.popleft()
+        self._find_line()
+        return line
+
+    def _find_line(self) -> None:
+        """Cut off one line, whatever else has come: a hundred thousand empty ones cost no more than one.  # S8"""
+        while not self.lines:
+            if not self._searched:
+                blank = len(self._input) - len(self._input.lstrip())
+                del self._input[: self._input.rfind(b"\n", 0, blank) + 1]
+            end = self._input.find(b"\n", self._searched)
+            self._searched = len(self._input)
+            if (end if end >= 0 else len(self._input)) > (REQUEST_ADMIN_MAX if self.admin else REQUEST_MAX):
+                raise PactError("the request is too long")
+            if end < 0:
+                return
+            line = bytes(self._input[:end])
+            del self._input[: end + 1]
+            self._searched = 0
+            if line.strip():
+                self.lines.append(line)
 
     def write(self) -> bool:
         """Send what the peer takes. Returns False if the peer is gone, or if everything was sent to a closing
         client."""
         try:
-            while self.wants_write():
-                while self._source is not None and self._queued < OUTPUT_LOW:
-                    line = next(self._source, None)
-                    if line is None:
-                        self._source = None
-                        break
-                    self.send(line)
-                if not self._output:
-                    break
+            while self._output:
                 sent = self.sock.send(self._output[0])
                 self._queued -= sent
                 if sent == len(self._output[0]):
@@ -187,7 +194,7 @@ class Client:
         except BlockingIOError:
             self._ask_for_more()
             return True
-        except (OSError, PactError):  # the peer is gone; or the journal, from which the answer comes, cannot be read
+        except OSError:  # the peer is gone
             return False
         self._ask_for_more()
         return not self._finished() or self.wants_write()
@@ -219,7 +226,7 @@ class Control:
         self._groups_read_s = -GROUPS_FOR_S
         self._admin: set[int] = set()
         self._ops: set[int] = set()
-        self._sock = _listen(path)
+        self._sock = listen(path)
         self._spare: list[int] = []
         self._set_aside()
         self._deaf_until_s = 0.0
@@ -346,7 +353,7 @@ class Control:
                     began_s = time.monotonic()
                     client.said_s = began_s - SIGN_S + FIRST_SIGN_S
                     self._served = client
-                    on_line(client, client.lines.popleft())
+                    self._carry_out(client, on_line)
                     self._served = None
                     self.flush(client)
                     if not client.admin:
@@ -354,6 +361,14 @@ class Control:
                     more = True
                 if time.monotonic() >= ends_s:
                     break
+
+    def _carry_out(self, client: Client, on_line: Callable[[Client, bytes], None]) -> None:
+        try:
+            line = client.next_request()
+        except PactError as exc:
+            self.refuse(client, exc.message)
+        else:
+            on_line(client, line)
 
     def waiting(self) -> list[Client]:
         """Clients whose next request can be carried out now; not the one whose request is just being carried out."""
@@ -392,14 +407,13 @@ class Control:
         client.gone = bool(mask & select.EPOLLHUP)
         if mask & select.EPOLLIN:
             try:
-                lines = client.read()
+                there = client.read()
             except PactError as exc:
                 self.refuse(client, exc.message)
-                lines = []
-            if lines is None or (client.half_closed and mask & select.EPOLLHUP):  # it does not read either
+                there = True
+            if not there or (client.half_closed and mask & select.EPOLLHUP):  # it does not read either
                 self.drop(client)
                 return
-            client.lines.extend(lines)
         elif mask & (select.EPOLLHUP | select.EPOLLERR):
             self.drop(client)
             return
@@ -487,37 +501,3 @@ def _say_full(sock: socket.socket) -> None:
             sock.send(FULL)
         except OSError:
             pass  # the client does not read
-
-
-def _listen(path: str) -> socket.socket:
-    if len(os.fsencode(path)) > 107:
-        raise PactError(f"the socket path {path} is longer than 107 bytes", "set a shorter [control] socket")
-    try:
-        directory = os.path.dirname(path) or "."
-        owned.make_directory(directory, SOCKET_DIR, 0o755)
-        # From here on no other account can replace the socket's name.
-        owned.require(directory, SOCKET_DIR, sticky_ok=True)
-        try:
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        sock.bind(path)
-        _open_to_all(path)
-        sock.listen(128)
-    except OSError as exc:
-        raise PactError(f"control socket {path}: {os.strerror(exc.errno or 0)}") from None
-    return sock
-
-
-def _open_to_all(path: str) -> None:
-    """Set mode 0666 on the socket that was bound, whatever the umask. Raises OSError."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        os.chmod(f"/proc/self/fd/{fd}", 0o666)
-    finally:
-        os.close(fd)

@@ -459,10 +459,10 @@ class Agent(Sightings):
         rows: Sequence[tuple[Record, bytes]] = self._new_records
         self._new_records = []
         self.notices.take((r for r, _ in rows), self.node, self.clock.now_ns(), self._on_the_wall)
-        followers = [c for c in self.control.clients.values() if c.watching]
-        for client in followers:
+        for client in [c for c in self.control.clients.values() if c.watching]:
             for record, body in rows:
-                client.send(b'{"record":' + self.veil.record_line(body, record.hash, client.caller) + b"}")
+                if record.seq > client.told:
+                    client.send(b'{"record":' + self.veil.record_line(body, record.hash, client.caller) + b"}")
             self.control.flush(client)
         self.hooks.events(
             [self.veil.record_line(body, record.hash, HOOKS) for record, body in rows] if self.hooks.paths() else []

@@ -8,7 +8,6 @@ import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent import asking, diffing, telling, views
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from pact.agent.sessions import Sessions
     from pact.agent.sightings import Sightings
 
-FOLLOW_MAX: Final = 10_000
 #: Answered without looking at anything first.
 AS_IT_IS: Final = frozenset(
     {
@@ -397,12 +395,7 @@ class Requests:
         if count is not None and count < 0:
             raise UsageError("-n takes a number from 0")
         if request.follow:
-            rows = self.agent.journal.newest(count, since=request.since, type_=request.type)
-            client.watching = True
-            client.stream(
-                b'{"record":' + self.agent.veil.record_line(body, hash_, client.caller) + b"}"
-                for body, hash_ in list(islice(rows, FOLLOW_MAX))[::-1]
-            )
+            telling.following(self.tellers, client, request)
         else:
             self._tell(
                 client,

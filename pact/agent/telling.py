@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -19,7 +20,7 @@ import orjson
 from pact.agent.control import Client
 from pact.agent.veil import Veil, is_secret, save_is_secret
 from pact.agent.worker import Result
-from pact.core import strict
+from pact.core import ops, strict
 from pact.core.node.events import Caller, Event, Ticked
 from pact.core.node.payloads import SessionClosed
 from pact.core.tree.checks import BODY_MAX
@@ -41,16 +42,23 @@ KEPT_SHOWN: Final = 5
 SHOWN_MAX: Final = 8 << 20
 END: Final = b'{"end":true}'
 FAR_MAX: Final = BODY_MAX
+FOLLOW_MAX: Final = 10_000
+FOLLOW_PAGE: Final = 50  # records
 
 
-def tell(tellers: Tellers, client: Client, op: str, lines: Iterator[bytes]) -> None:
-    """Let the thread write these lines, and pass them on. An error that they raise becomes the answer."""
+def tell(
+    tellers: Tellers, client: Client, op: str, lines: Iterator[bytes], then: Callable[[], None] | None = None
+) -> None:
+    """Let the thread write these lines, and pass them on. An error that they raise becomes the answer. ``then``: called
+    on the loop after the last one."""
     token = tellers.agent.next_token()
     client.tokens.add(token)
-    _more(tellers, client, token, op, lines)
+    _more(tellers, client, token, op, lines, then)
 
 
-def _more(tellers: Tellers, client: Client, token: int, op: str, lines: Iterator[bytes]) -> None:
+def _more(
+    tellers: Tellers, client: Client, token: int, op: str, lines: Iterator[bytes], then: Callable[[], None] | None
+) -> None:
     agent = tellers.agent
 
     def work() -> Result:
@@ -61,8 +69,10 @@ def _more(tellers: Tellers, client: Client, token: int, op: str, lines: Iterator
                 client.take(piece)
                 if whole:
                     client.tokens.discard(token)
+                    if then is not None:
+                        then()
                 else:
-                    client.when_taken(lambda: _more(tellers, client, token, op, lines))
+                    client.when_taken(lambda: _more(tellers, client, token, op, lines, then))
                 agent.control.flush(client)
             return Ticked(t_ns, wall_ns)
 
@@ -172,6 +182,42 @@ def log(path: str, caller: Caller, veil: Veil, count: int | None, since: str, ty
         for body, hash_ in journal.newest(count, since=since, type_=type_):
             yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}"
     yield END
+
+
+def following(tellers: Tellers, client: Client, request: ops.Log) -> None:
+    """Tell the newest records, the oldest of them first; then the client watches. Records that come meanwhile are told
+    in the same way: none is left out, and none is told twice."""
+    agent, told = tellers.agent, [-1]
+    where = (agent.journal.path, client.caller, agent.veil)
+
+    def go_on() -> None:
+        if told[0] < agent.journal.seq:
+            tell(tellers, client, "log", _since(*where, told[0] + 1, told), go_on)
+            return
+        client.watching, client.told = True, told[0]
+        if client.alive:
+            client.send(b'{"begun":true}')
+
+    tell(tellers, client, "log", _newest(*where, request, told), go_on)
+
+
+def _newest(path: str, caller: Caller, veil: Veil, request: ops.Log, told: list[int]) -> Iterator[bytes]:
+    with closing(SqliteJournal(path, read_only=True)) as journal:
+        told[0] = journal.seq
+        found = journal.newest(request.count, since=request.since, type_=request.type)
+        oldest = deque((body for body, _ in islice(found, FOLLOW_MAX)), 1)
+    if oldest:
+        yield from _since(path, caller, veil, strict.own(oldest[0])["seq"], told, request.type)
+
+
+def _since(path: str, caller: Caller, veil: Veil, first: int, told: list[int], type_: str = "") -> Iterator[bytes]:
+    """Records from ``first`` on, of this type if it is not empty. ``told`` becomes the number of the last."""
+    with closing(SqliteJournal(path, read_only=True)) as journal:
+        told[0] = journal.seq
+        for at in range(first, journal.seq + 1, FOLLOW_PAGE):
+            for hash_, body in journal.bodies(at, FOLLOW_PAGE):
+                if not type_ or strict.own(body)["type"] == type_:
+                    yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}"
 
 
 def show(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int) -> Iterator[bytes]:
