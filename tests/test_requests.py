@@ -147,13 +147,13 @@ def test_what_breaks_before_anything_is_decided_ends_one_request(
 
     monkeypatch.setattr(requests, "checked_patterns", broken)
     said: list[Any] = []
-    actor = SimpleNamespace(role="viewer", uid=7)
+    actor = SimpleNamespace(role="admin", uid=7)
     client: Any = SimpleNamespace(
         tokens=set(),
         remote=False,
         alive=False,
         watching=False,
-        admin=False,
+        admin=True,
         send=said.append,
         caller=SimpleNamespace(actor=actor),
     )

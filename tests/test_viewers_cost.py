@@ -10,18 +10,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
 
+from pact.agent import diffing, lookfirst, requests, views
 from pact.agent.config import Config
 from pact.agent.control import Client
 from pact.agent.loop import Agent
+from pact.agent.remote import Remote
 from pact.core.node.events import Caller
+from pact.core.node.pace import Untracked
 from pact.limits import REQUEST_MAX
 from pact.model import Actor, Owner
 
-FILES = 8
+FILES, NEW = 8, 2_000
 ANN = Owner("uid:1234", "ann", 1234)
 VIEWER = Caller(Actor("ann", 1234, "viewer", "socket"), ANN)
 
@@ -58,6 +63,149 @@ def agent(place: Path) -> Iterator[Agent]:
         yield agent
     finally:
         agent.close()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock takes half a slice: steps are counted, not timed."""
+    for module, slice_ns in ((lookfirst, lookfirst.SLICE_NS), (diffing, diffing.SLICE_NS)):
+        ticks = itertools.count(10**9, slice_ns // 2)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=lambda ticks=ticks: next(ticks)))
+
+
+def asked(agent: Agent, op: str, role: str = "viewer", **args: Any) -> list[Any]:
+    """Asks, and returns where the answer will be."""
+    out: list[Any] = []
+    client = Remote(lambda raw: out.append(orjson.loads(raw)), Caller(Actor("ann", 1234, role, "cluster"), ANN))
+    agent.requests.line(client, orjson.dumps({"v": 1, "op": op, "args": args}))
+    return out
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[Any]:
+    """The calls of a function from now on."""
+    calls: list[Any] = []
+    real = getattr(where, name)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, noted)
+    return calls
+
+
+def most_in_a_turn(agent: Agent, calls: list[Any], answer: list[Any]) -> int:
+    """How many calls the request and each turn of the loop made, until the answer came."""
+    most, before = len(calls), len(calls)
+    for _ in range(100_000):
+        if answer:
+            return most
+        agent.requests.first.turn()
+        agent.requests.slices.turn(agent)
+        agent._take_results()
+        agent.control.serve(agent.requests.line)
+        most, before = max(most, len(calls) - before), len(calls)
+    raise AssertionError("no answer")
+
+
+def with_new(agent: Agent, place: Path) -> list[str]:
+    """Thousands of new things of ann's in a directory that is closed to others."""
+    (place / "closed").mkdir(mode=0o700)
+    names = [f"file:{place}/closed/n{n}" for n in range(NEW)]
+    for name in names:
+        agent.node.pace.put(name, Untracked(ANN, "2026-01-01T00:00:00Z", {"type": "file"}))
+    return names
+
+
+def test_a_change_that_is_named_thousands_of_times_is_gone_through_once(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten thousand members, ``diff`` of one change nine thousand times kept the loop for nine seconds, and over the
+    tree every agent's."""
+    (change,) = agent.node.state.changes.values()
+    began: list[int] = []
+
+    class Members(dict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            began.append(1)
+            return super().__iter__()
+
+    monkeypatch.setattr(change, "members", Members(change.members))
+    assert len(views.diff_ids(agent.node, [change.id] * 9_000)) == FILES
+    assert len(began) == 1
+
+
+@pytest.mark.parametrize("op", ["diff", "status"])
+def test_new_things_that_may_not_be_shown_are_passed_over_in_steps(
+    agent: Agent, place: Path, slow: None, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    with_new(agent, place)
+    looks = counted(monkeypatch, views, "_may_see")
+    answer = asked(agent, op)
+    assert most_in_a_turn(agent, looks, answer) <= 3 * diffing.LOOK_EVERY
+    assert len(looks) >= NEW
+    result = answer[0]["result"]
+    assert result["untracked"] == ([] if op == "diff" else NEW) and not result.get("untracked_resources")
+
+
+def test_new_things_are_asked_about_by_name_without_a_look_at_the_others(
+    agent: Agent, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = with_new(agent, place)
+    looks = counted(monkeypatch, views, "_may_see")
+    answer = asked(agent, "diff", "admin", targets=names[:3])
+    most_in_a_turn(agent, looks, answer)
+    assert [u["id"] for u in answer[0]["result"]["untracked"]] == names[:3] and len(looks) == 3
+
+
+def test_names_in_a_request_are_read_some_at_a_time(agent: Agent, slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counted(monkeypatch, requests, "_written")
+    answer = asked(agent, "diff", targets=[f"link:e{n}/x" for n in range(4_000)])
+    assert most_in_a_turn(agent, read, answer) <= 3 * requests.NAMES_AT_ONCE
+    assert len(read) == 4_000 and answer[0]["exit"] == 2
+
+
+@pytest.mark.parametrize(("op", "key"), [("track", "patterns"), ("declare", "track")])
+def test_patterns_of_who_may_track_nothing_are_not_compiled(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, op: str, key: str
+) -> None:
+    """A thousand of them took half a second, before the request was refused."""
+    compiled = counted(monkeypatch, requests, "checked_patterns")
+    args = {key: {"file:/etc/*": "report"}, **({"resources": {}} if op == "declare" else {})}
+    for role in ("viewer", "ops"):
+        answer = asked(agent, op, role, **args)
+        assert answer[0]["exit"] == 3 and not compiled
+    asked(agent, op, "admin", **args)
+    assert compiled
+
+
+@pytest.fixture
+def long_looks(agent: Agent, slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody keeps many files in motion."""
+    monkeypatch.setattr(agent, "looking", lambda hurries: iter([None] * 10))
+
+
+def test_who_asks_in_a_loop_does_not_keep_the_others_out_for_ever(agent: Agent, long_looks: None) -> None:
+    asked(agent, "status", "ops")
+    viewer = asked(agent, "status")
+    assert not viewer
+    for _ in range(300):
+        asked(agent, "status", "ops")
+        agent.requests.first.turn()
+    assert viewer
+
+
+def test_who_has_gone_does_not_wait_on(agent: Agent, long_looks: None) -> None:
+    gone = [Remote(lambda raw: None, VIEWER) for _ in range(30)]
+    for client in gone:
+        agent.requests.line(client, b'{"v":1,"op":"status","alive":true}')
+    admin = asked(agent, "status", "admin")
+    for client in gone:
+        client.open = False
+    agent.requests.first.turn()
+    assert len(agent.requests.first._waiting) == 1, "only who is still there"
+    while not admin:
+        agent.requests.first.turn()
 
 
 def test_empty_lines_and_many_requests_at_once_cost_what_one_does() -> None:

@@ -6,10 +6,9 @@ However much has drifted, no other request waits for it. Drift that is settled m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -35,10 +34,10 @@ PIECE_MAX: Final = 200
 def gather(agent: Driver, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
     """Gather step by step; each step is short. Raises UsageError for an unknown target."""
     ids = views.diff_ids(agent.node, targets)
-    return _gather(agent, client, token, targets, ids)
+    return _gather(agent, client, token, frozenset(targets), ids)
 
 
-def _gather(agent: Driver, client: Client, token: int, targets: Sequence[str], ids: Sequence[str]) -> Iterator[None]:
+def _gather(agent: Driver, client: Client, token: int, targets: Collection[str], ids: Sequence[str]) -> Iterator[None]:
     entries: list[tuple[str, bytes]] = []
     piece: list[views.Differing] = []
     for at, resource in enumerate(ids):
@@ -51,8 +50,11 @@ def _gather(agent: Driver, client: Client, token: int, targets: Sequence[str], i
         yield
     new: list[dict[str, Any]] = []
     listed = views.each_untracked(agent.node, client.caller, agent.veil, targets or None)
-    for entry in islice(listed, views.UNTRACKED_MAX):
-        new.append({"id": entry["resource"], **entry})
+    for entry in listed:
+        if entry is not None:
+            new.append({"id": entry["resource"], **entry})
+            if len(new) == views.UNTRACKED_MAX:
+                break
         yield
     state = agent.node.state
     unknown = sorted(r for r in agent.unrecorded if r not in state.member_of and (not targets or r in targets))

@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -23,7 +22,7 @@ from pact.core.node import tracked
 from pact.core.node.batch import wanted_by_jobs
 from pact.core.node.change import Change, Member
 from pact.core.node.events import Caller
-from pact.core.node.places import places
+from pact.core.node.places import folding
 from pact.core.node.step import Node
 from pact.core.node.windows import magnitude
 from pact.core.records import rfc3339
@@ -46,10 +45,33 @@ def overall(node: Node, unrecorded: Collection[str]) -> str:
     return "drifted" if unrecorded and state in ("committed", "unconfigured") else state
 
 
+@dataclass(slots=True)
+class New:
+    """What a status says of untracked things."""
+
+    listed: list[dict[str, Any]]
+    places: list[dict[str, Any]]
+
+
+def gather_new(node: Node, caller: Caller, veil: Veil, new: New) -> Iterator[None]:
+    """Step by step; each step is short, however many there are."""
+    for entry in each_untracked(node, caller, veil):
+        if entry is not None:
+            new.listed.append(entry)
+            if len(new.listed) == UNTRACKED_SHOWN:
+                break
+        yield
+    yield from folding(node)
+    for place, user, count, first in node.pace.folded[1]:
+        if _may_see(caller, first):
+            new.places.append({"place": place, "user": user or "nobody in particular", "count": count})
+        yield
+
+
 def status(
     node: Node,
     caller: Caller,
-    veil: Veil,
+    new: New,
     *,
     now_ns: int,
     wall_ns: int,
@@ -103,12 +125,8 @@ def status(
         ],
         "unreadable_resources": dict(list(node.unreadable.items())[:20]),
         "untracked": tracked.count(node),
-        "untracked_resources": untracked(node, caller, veil, UNTRACKED_SHOWN),
-        "untracked_places": [
-            {"place": place, "user": user or "nobody in particular", "count": count}
-            for place, user, count, first in places(node)
-            if _may_see(caller, first)
-        ],
+        "untracked_resources": [u for u in new.listed if tracked.shown(node, u["resource"]) is not None],
+        "untracked_places": new.places,
         "untracked_beyond": dict(node.pace.beyond) if caller.actor.role == "admin" else {},
     }
     pending = list(unrecorded)
@@ -117,19 +135,15 @@ def status(
     return out
 
 
-def untracked(node: Node, caller: Caller, veil: Veil, most: int) -> list[dict[str, Any]]:
-    """Untracked things and their owners."""
-    return list(islice(each_untracked(node, caller, veil), most))
-
-
 def each_untracked(
     node: Node, caller: Caller, veil: Veil, wanted: Collection[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yields one at a time; things that come or go meanwhile are left out."""
-    for resource, found in list(tracked.listed(node)):
-        if wanted is not None and resource not in wanted:
-            continue
-        if not _may_see(caller, resource):
+) -> Iterator[dict[str, Any] | None]:
+    """Yields one at a time, ``None`` for one that is left out: each takes a look at the way to it. Things that come or
+    go meanwhile are left out."""
+    for resource in sorted(tracked.names(node) if wanted is None else wanted):
+        found = tracked.shown(node, resource)
+        if found is None or not _may_see(caller, resource):
+            yield None
             continue
         kind, owner = split_id(resource)[0], found.owner
         actual: Attrs | None = dict(found.actual)
@@ -211,7 +225,7 @@ def diff_ids(node: Node, targets: Collection[str]) -> list[str]:
     if not targets:
         return list(state.member_of)
     wanted: dict[str, None] = {}
-    for target in targets:
+    for target in dict.fromkeys(targets):  # a change that is named a thousand times is gone through once
         if target in state.changes:
             wanted.update(dict.fromkeys(state.changes[target].members))
         elif target in state:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from pact.core.node import tracked
@@ -9,6 +10,8 @@ from pact.core.node.desk import Desk
 
 #: How many places are reported at most.
 PLACES_MAX: Final = 100
+#: How many things a step of the folding takes.
+AT_ONCE: Final = 100
 
 #: The place (a resource's id, or a common prefix of several), the owner, the count, and one example.
 Place = tuple[str, str, int, str]
@@ -17,14 +20,17 @@ Place = tuple[str, str, int, str]
 def places(node: Desk) -> list[Place]:
     """At most ``PLACES_MAX`` places, by name. Things in a new directory are counted there. Other things are counted
     together with the new things beside them, in the place that their kind names (``Nature.place``)."""
-    key = (node.state.seq, len(node.pace.waiting), len(node.pace.leaving))
-    if node.pace.folded[0] != key:
-        node.pace.folded = key, _folded(node)
+    for _ in folding(node):
+        pass
     return node.pace.folded[1]
 
 
-def _folded(node: Desk) -> list[Place]:
-    nature = node.nature
+def folding(node: Desk) -> Iterator[None]:
+    """Bring ``node.pace.folded`` up to date, some things at a time: there may be twenty thousand."""
+    key = (node.state.seq, len(node.pace.waiting), len(node.pace.leaving))
+    if node.pace.folded[0] == key:
+        return
+    nature = node.rules.nature
 
     def above(resource: str) -> str:
         kind, _, name = resource.partition(":")
@@ -36,7 +42,12 @@ def _folded(node: Desk) -> list[Place]:
 
     tops: dict[str, str] = {}  # a new directory -> the topmost new directory that contains it, or itself
     counts: dict[tuple[str, str], tuple[int, str]] = {}
-    for resource, found in tracked.listed(node):
+    for at, resource in enumerate(sorted(tracked.names(node)), 1):
+        if at % AT_ONCE == 0:
+            yield
+        found = tracked.shown(node, resource)
+        if found is None:
+            continue
         outer = above(resource)
         place = tops.get(outer, outer)
         if found.actual.get("type") == "directory":
@@ -47,4 +58,4 @@ def _folded(node: Desk) -> list[Place]:
         many, first = counts.get((directory, ""), (0, directory))
         counts[directory, ""] = many + more, first
     rows = sorted((p if n > 1 else first, user, n, first) for (p, user), (n, first) in counts.items())
-    return [(spelled(p) if n > 1 else p, user, n, first) for p, user, n, first in rows[:PLACES_MAX]]
+    node.pace.folded = key, [(spelled(p) if n > 1 else p, user, n, first) for p, user, n, first in rows[:PLACES_MAX]]

@@ -150,10 +150,12 @@ def count(node: Desk) -> int:
     return len(recorded) + late - sum(r in recorded for r in pace.leaving) + sum(pace.beyond.values())
 
 
-def listed(node: Desk) -> Iterator[tuple[str, Untracked]]:
-    for resource in sorted(names(node)):
-        if resource not in node.pace.leaving:
-            yield resource, node.pace.waiting.get(resource) or node.state.untracked[resource]
+def shown(node: Desk, resource: str) -> Untracked | None:
+    """The thing as people see it; ``None`` if it is not, or no longer, one of those that are listed."""
+    state = node.state
+    if resource in node.pace.leaving or (resource not in state.untracked and resource in state):
+        return None
+    return known(node, resource)
 
 
 def flush(node: Desk, *, everything: bool = False) -> None:
