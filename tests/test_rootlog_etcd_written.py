@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from etcd_cluster import MISSING, REASON, EtcdCluster
@@ -11,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rootlog_suite import chunk, fill, kept, lead, running
 
-from pact.cluster.committer import Deposed, Elected, Failed
+from pact.cluster.committer import Deposed, Durable, Elected, Failed, Saved
 from pact.errors import Fenced, JournalError
 from pact.journal.rootlog_etcd import CLOCK_LEAST_S, TERM_AHEAD_MAX_S, TERM_SKEW_MAX_S, EtcdLog, next_fence
 from pact.journal.stores import open_store
 
 NOW = 1_800_000_000
 CEILING = NOW + TERM_AHEAD_MAX_S
+HUGE = 1 << 62
 BALLOTS = 1_000_000  # what nodes multiply a fence with; the product has to stay within 64 bits
 
 
@@ -193,3 +195,98 @@ def test_what_makes_no_sense_is_an_error_and_ends_no_root(shared: EtcdCluster, n
         else:
             assert "makes no sense" in next_post(Failed).why
         assert committer.alive
+
+
+@pytest.mark.invariant("F37")
+@pytest.mark.parametrize("value", ["\udcff\udcfe", "", "9" * 5000, "99", "1"])
+def test_a_head_that_no_root_left_so_ends_no_root_and_none_leads_with_it(
+    shared: EtcdCluster, name: str, value: str
+) -> None:
+    """One that was no text ended the thread that writes, and with it the root. With one that was a number roots were
+    elected and deposed at their first write, again and again."""
+    url = shared.url(lease="3")
+    with running(lambda: open_store(url, name), "a") as (committer, next_post):
+        fence = next_post(Elected).fence
+        for first in range(1, 5):
+            committer.append(fence, first, 1, chunk(first, 1))
+            next_post(Durable)
+        shared.ctl("put", f"/pact/{name}/head", "--", value)
+        committer.append(fence, 5, 1, chunk(5, 1))
+        assert len(next_post(Deposed).why) < 200
+        assert "makes no sense" in next_post(Failed).why, "it does not lead"
+        assert committer.alive
+        shared.ctl("put", f"/pact/{name}/head", "--", "5")
+        assert next_post(Elected).chunks[-1] == chunk(4, 1), "it is mended, and a root leads"
+
+
+@pytest.mark.invariant("Q6")
+@pytest.mark.parametrize(("gseq", "where"), [(HUGE, 2), (HUGE, HUGE), ("rot", 2)])
+def test_a_snapshot_that_claims_too_much_neither_stops_snapshots_nor_has_chunks_deleted(
+    shared: EtcdCluster, name: str, gseq: int | str, where: int
+) -> None:
+    """With a number beyond the log no snapshot was saved any more, and trimming took what none covered."""
+    url = shared.url(lease="3")
+    with running(lambda: open_store(url, name), "a") as (committer, next_post):
+        fence = next_post(Elected).fence
+        for first in range(1, 5):
+            committer.append(fence, first, 1, chunk(first, 1))
+            next_post(Durable)
+        at = f"snap/{where:020d}-{fence:020d}/"
+        manifest = f'{{"v":1,"gseq":{gseq},"where":"{at}","parts":1,"bytes":3,"sha256":"x"}}'
+        shared.ctl("put", f"/pact/{name}/snapshot", "--", manifest)
+        committer.trim(fence, 4)
+        assert "makes no sense" in next_post(Failed).why
+        committer.save_snapshot(fence, 2, b"two", 4)
+        assert next_post(Saved).oldest == 3
+        store = open_store(url, name)
+        assert kept(store) == (b"two", [chunk(3, 1), chunk(4, 1)])
+        store.close()
+
+
+@pytest.mark.invariant("F37")
+def test_no_root_leads_with_a_log_that_lacks_chunks(shared: EtcdCluster, name: str) -> None:
+    """It led with what was before them, and was deposed at its first write."""
+    url = shared.url(lease="3")
+    with running(lambda: open_store(url, name), "a") as (committer, next_post):
+        fence = next_post(Elected).fence
+        for first in range(1, 5):
+            committer.append(fence, first, 1, chunk(first, 1))
+            next_post(Durable)
+        shared.ctl("del", f"/pact/{name}/log/{3:020d}")
+        shared.ctl("del", f"/pact/{name}/leader")
+        committer.append(fence, 5, 1, chunk(5, 1))
+        assert next_post(Deposed)
+        assert "the chunks end at 3" in next_post(Failed).why and committer.alive
+
+
+def test_nothing_that_a_store_does_ends_the_thread_that_writes() -> None:
+    class Store:
+        tries = 0
+
+        def campaign(self, name: str) -> int:
+            self.tries += 1
+            if self.tries == 1:
+                raise KeyError("nobody expected this")
+            return self.tries
+
+        def leading(self) -> bool:
+            return True
+
+        def load(self) -> tuple[bytes | None, list[bytes]]:
+            if self.tries == 2:
+                self.tries += 1
+                raise UnicodeDecodeError("utf-8", b"\xff" * 1000, 0, 1, "no text")
+            return None, []
+
+        def append(self, fence: int, first: int, count: int, chunk: bytes) -> None:
+            raise ValueError("nobody expected this either")
+
+        def close(self) -> None: ...
+
+    store: Any = Store()
+    with running(lambda: store, "a") as (committer, next_post):
+        assert "internal error: KeyError" in next_post(Failed).why
+        assert next_post(Failed).why == "internal error: UnicodeDecodeError"
+        committer.append(next_post(Elected).fence, 1, 1, b"x")
+        assert "internal error: ValueError" in next_post(Deposed).why
+        assert next_post(Elected) and committer.alive

@@ -2,6 +2,7 @@
 
 It campaigns, loads, appends in order, saves snapshots and trims. It puts its messages into a queue and signals ``fd``.
 It never skips a chunk: a failed write is repeated with the same bytes until it is durable or another root leads.  # Q5
+Whatever stands in the store, it goes on: this root does not lead then, and says why.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -237,13 +239,17 @@ class Committer:
                 if failed:  # a standby posts nothing else that would show it
                     self._post(Works("campaign"))
                 failed = False
-            except (JournalError, Fenced) as exc:
-                self._post(Failed(str(exc), "campaign"))
+            except Exception as exc:
+                self._post(Failed(_told(exc), "campaign"))
                 fence, failed = None, True
             if fence is None:
                 self._sleep(self._standby_s)
                 continue
-            why = self._lead(store, fence)
+            try:
+                why = self._lead(store, fence)
+            except Exception as exc:  # the next term begins with what the store has
+                why = _told(exc)
+                self._sleep(self._standby_s)
             if why:
                 self._drop()
                 self._post(Deposed(why))
@@ -279,8 +285,8 @@ class Committer:
                 elected = Elected(
                     fence, snapshot, tuple(chunks), getattr(store, "lost", ""), getattr(store, "doubted", "")
                 )
-            except JournalError as exc:
-                self._post(Failed(str(exc), "load"))
+            except Exception as exc:  # nothing that stands in a store ends this root
+                self._post(Failed(_told(exc), "load"))
                 self._sleep(RETRY_S[-1])
                 continue
             self._drop()
@@ -330,3 +336,11 @@ class Committer:
         except JournalError as exc:
             self._post(Failed(str(exc), what))  # the next one will do
         return ""
+
+
+def _told(exc: Exception) -> str:
+    """What went wrong; what nobody expected stands in the log as a whole."""
+    if isinstance(exc, JournalError | Fenced):
+        return str(exc)
+    traceback.print_exc()
+    return f"internal error: {type(exc).__name__}"

@@ -43,6 +43,8 @@ TERM_AHEAD_MAX_S: Final = 10 * 366 * 86_400
 TERM_SKEW_MAX_S: Final = 3600
 #: A clock that shows a time before 2026 has lost its battery, and is not used to judge a term.
 CLOCK_LEAST_S: Final = 1_767_225_600
+SNAPSHOT_AT: Final = re.compile(r"snap/(\d{20})-\d{20}/")
+TOLD_MAX: Final = 100
 PARTS_MAX: Final = SNAPSHOT_MAX // VALUE_MAX + 1
 KEEP_AGAIN_S: Final = 0.25  # after a failure: a new leader of etcd takes a second or two, and the lease runs meanwhile
 
@@ -76,9 +78,18 @@ def next_fence(term: bytes | None, wall_s: int, seen: int = 0) -> tuple[int, str
     return max(last + 1, wall_s), why
 
 
+class Senseless(JournalError):
+    """What stands in etcd was not written so by a root, whoever did it."""
+
+
 def number(text: bytes) -> int | None:
     """A whole number from 0 on, in the form that a root writes."""
     return int(text) if re.fullmatch(rb"\d{1,20}", text) else None
+
+
+def told(value: bytes) -> str:
+    """A value for people: anybody may have written it."""
+    return value[:TOLD_MAX].decode(errors="replace")
 
 
 class EtcdLog:
@@ -260,7 +271,7 @@ class EtcdLog:
             return None
         (leader,) = answer.responses[0].response_range.kvs or [None]
         if leader is None or leader.create_revision != self._revision:  # Q1
-            who = leader.value.decode(errors="replace") if leader else "nobody"
+            who = told(leader.value) if leader else "nobody"
             raise self._fenced(f"fence {fence} is not in force: {who} leads")
         return answer
 
@@ -291,11 +302,14 @@ class EtcdLog:
             if head:
                 break
         if not there or there[0].value != value:  # Q2
-            raise self._fenced(f"the log goes on at {head[0].value.decode()}, not at {first}")
+            raise self._fenced(f"the log goes on at {told(head[0].value)}, not at {first}")
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
         require_snapshot(snapshot)
-        found = self._manifest()
+        try:
+            found = self._manifest()
+        except Senseless:
+            found = None  # this root knows the state, and puts a sound one in its place
         if found is not None and found["gseq"] >= gseq and fence == self._fence:
             return
         where = f"snap/{gseq:020d}-{fence:020d}/"
@@ -346,7 +360,7 @@ class EtcdLog:
 
     def _sensible(self, value: int | None, what: str) -> int:
         if value is None:
-            raise JournalError(f"etcd: {what} makes no sense", "who may write there? restore etcd from a backup")
+            raise Senseless(f"etcd: {what} makes no sense", "who may write there? restore etcd from a backup")
         return value
 
     def _about(self, raw: bytes, what: str, **kinds: type) -> dict[str, Any]:
@@ -373,7 +387,7 @@ class EtcdLog:
 
     def _first(self, key: bytes) -> int:
         name = key.removeprefix(self._key("log/"))
-        return self._sensible(number(name) if len(name) == 20 else None, f"the key {key.decode(errors='replace')!r}")
+        return self._sensible(number(name) if len(name) == 20 else None, f"the key {told(key)!r}")
 
     def oldest(self) -> int:
         firsts = self._firsts(1)
@@ -403,6 +417,11 @@ class EtcdLog:
         return low
 
     def read(self, gseq: int) -> Iterator[bytes]:
+        for _, chunk in self._read(gseq):
+            yield chunk
+
+    def _read(self, gseq: int) -> Iterator[tuple[int, bytes]]:
+        """Chunks, each with the number after its last event."""
         at = self._at_or_before(max(0, gseq))
         begun, limit = False, 4
         while at >= 0:
@@ -419,7 +438,7 @@ class EtcdLog:
                         if self.oldest() > first:
                             return
                         raise JournalError(f"etcd: the chunk at {first} is damaged", "restore etcd from a backup")
-                    yield whole
+                    yield first + about["count"], whole
                     begun = True
                 at = first + about["count"]
             if not kvs:
@@ -440,17 +459,33 @@ class EtcdLog:
         kvs = self._get(self._key("snapshot")).kvs
         if not kvs:
             return None
-        return self._about(kvs[0].value, "the snapshot", gseq=int, where=str, parts=int)
+        about = self._about(kvs[0].value, "the snapshot", gseq=int, where=str, parts=int)
+        where = SNAPSHOT_AT.fullmatch(about["where"])
+        head = self._get(self._key("head")).kvs  # none: this log begins with the snapshot
+        if where is None or int(where[1]) != about["gseq"] or (head and about["gseq"] >= self._head()):
+            self._sensible(None, "the snapshot")  # what it does not cover would be taken for covered, and trimmed
+        return about
 
     def load(self) -> tuple[bytes | None, Iterator[bytes]]:
         for _ in range(SNAPSHOT_TRIES):  # another leader may replace the snapshot while it is read
             about = self._manifest()
             if about is None:
-                return None, self.read(0)
+                return None, self._to_the_head(0)
             snapshot = self._joined(about["where"], about)
             if snapshot is not None:
-                return snapshot, self.read(about["gseq"] + 1)
+                return snapshot, self._to_the_head(about["gseq"] + 1)
         raise JournalError("etcd: the snapshot is damaged", "restore etcd from a backup")
+
+    def _to_the_head(self, gseq: int) -> Iterator[bytes]:
+        """The chunks from ``gseq`` on. While this root leads nobody else appends: a log that ends elsewhere than its
+        head says has lost something, and no root could go on with it."""
+        end = gseq
+        for after, chunk in self._read(gseq):
+            yield chunk
+            end = max(end, after)
+        head = self._get(self._key("head")).kvs
+        if self._fence and head and self._head() != end:
+            self._sensible(None, f"the head, {told(head[0].value)}, where the chunks end at {end},")
 
     def close(self) -> None:
         with self._state:
