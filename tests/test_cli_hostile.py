@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ import test_wayout
 from pact.cli import fleet, groups, main, roots, running, there, wayout
 from pact.cli.client import Answer
 from pact.cli.commands import load
+from pact.cli.render import MOVING
 from pact.cli.there import There
 from pact.cluster.client import Event, Parts, Result
 from pact.errors import EXIT_DONE, EXIT_DRIFT, UnreachableError, UsageError
@@ -270,3 +273,24 @@ class NoWay:
 
     def send(self, data: bytearray, /) -> int:
         return len(data)
+
+
+def test_an_aggregator_that_says_why_it_waits_moves_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An aggregator carries; what it says by itself is shown to whoever has to wait for a root."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    roots._say_waiting("tcp://a:1: \x1b]0;\x07\x1b[2Jroot leads\u202e\r")
+    said = capsys.readouterr().err
+    assert said.endswith("; waiting for a root\n")
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(said)
+    assert not any(unicodedata.category(c) in MOVING for c in said.rstrip("\n"))
+
+
+def test_an_error_is_said_without_what_moves_a_terminal_also_where_nothing_can_be_imported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pact.cli.render", None)
+    assert main._say_error(UnreachableError("n1: \x1b[2J", "name\x9b it"), False, False) == UnreachableError.exit_code
+    said = capsys.readouterr().err
+    assert "n1" in said and not {"\x1b", "\x9b"} & set(said)

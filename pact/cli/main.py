@@ -95,7 +95,8 @@ def _say_error(exc: PactError, as_json: bool, pids: bool) -> int:
     try:
         from pact.cli.render import clean, emit, emitted, spoken
     except (OSError, ImportError):  # no descriptor is left for importing it
-        print(f"pact: {exc.message}" + (f"\n      {exc.hint}" if exc.hint else ""), file=sys.stderr)
+        for text in filter(None, (f"pact: {exc.message}", f"      {exc.hint}" if exc.hint else "")):
+            print("".join(c if c.isprintable() else "?" for c in text), file=sys.stderr)
         return exc.exit_code
     if as_json and not emitted():
         emit({"v": 1, "error": exc.message, "hint": exc.hint, "exit": exc.exit_code})

@@ -27,7 +27,7 @@ NONSENSE: Final = "an answer that makes no sense"
 
 def _say_waiting(why: str) -> None:
     if sys.stderr.isatty():
-        print(f"pact: {why}; waiting for a root", file=sys.stderr, flush=True)
+        print(f"pact: {clean(why)}; waiting for a root", file=sys.stderr, flush=True)  # an aggregator's words
 
 
 @contextlib.contextmanager
