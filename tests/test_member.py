@@ -155,6 +155,23 @@ def test_what_is_done_once_is_refused_when_its_answer_had_to_make_room_and_what_
     assert "not done twice" in said(calls.take((1, "a"), "extend"))
 
 
+@pytest.mark.invariant("T14")
+@pytest.mark.parametrize(
+    "op", [*(n for n, op in ops.AT_NODE.items() if issubclass(op, ops.FromRoot)), "session_revoke"]
+)
+def test_what_the_root_has_said_to_a_member_is_not_done_again_when_its_answer_had_to_make_room(op: str) -> None:
+    """An aggregator that told an old word of the root's again could open a change anew that needs a person."""
+    calls = Calls(kept_max=1)
+    assert calls.take((1, "1.1"), op) is Fate.BEGINS
+    calls.done((1, "1.1"), b"answer")
+    assert calls.take((1, "1.1"), op) == b"answer"
+    calls.take((1, "1.2"), "ping")
+    calls.done((1, "1.2"), b"pong")
+    assert "not done twice" in said(calls.take((1, "1.1"), op))
+    assert calls.take((1, "1.3"), op) is Fate.BEGINS, "a new word of the root's counts"
+    assert Calls().take((1, "1.1"), op) is Fate.BEGINS, "a new start is asked again, and does what is missing"
+
+
 @pytest.mark.invariant("T12")
 def test_what_the_journal_knows_to_have_begun_is_not_begun_again() -> None:
     calls = Calls(["1/1.1", "1/1.2"])

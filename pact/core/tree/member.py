@@ -32,8 +32,12 @@ CACHED_BYTES_MAX: Final = 2 << 20
 BEGUN_MAX: Final = 10_000  # how many once-only calls are remembered as begun
 ANSWER_MAX: Final = 4 << 20
 ROLES: Final = ("viewer", "ops", "admin")
-#: Operations that must not be done twice. Operations that the root asks of a group's member may be.
+#: Operations that must not be done twice. What the root asks of a group's member may be asked again of a new start.
 ONCE: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.once)
+#: Operations of which no call is carried out twice by one start of an agent.
+ONCE_A_START: Final = frozenset(
+    name for name, op in ops.AT_NODE.items() if op.once or op.changes or (op.at == "member" and name != "state")
+)
 #: A call: the fence of the root that asks, and its number there.
 Key = tuple[int, str]
 
@@ -93,6 +97,7 @@ class Calls:
         self.running: set[Key] = set()
         self.put_off: deque[Message] = deque()  # calls of people who have used up their share of time
         self._begun = dict.fromkeys(begun)
+        self._begun_here: dict[str, None] = {}  # of what may be done again after a new start
 
     def take(self, key: Key, op: str, *, replaced: bool = False, spent: bool = False) -> bytes | Fate:
         """A call has come. ``replaced``: its root is known to be replaced by another one. ``spent``: the caller has
@@ -105,7 +110,8 @@ class Calls:
             return Fate.WAITS
         if replaced:
             return self.done(key, refusal(EXIT_CONFLICT, "this root has been replaced", "repeat the command"))
-        if op in ONCE and name_of(key) in self._begun:
+        begun = self._begun if op in ONCE else self._begun_here
+        if op in ONCE_A_START and name_of(key) in begun:  # T14: whoever carries calls may tell one again
             why = "this was begun before, and its answer is lost; it is not done twice"
             return self.done(key, refusal(EXIT_UNREACHABLE, why, "pact log says what was done"))
         if spent and len(self.put_off) < RUNNING_MAX:
@@ -113,10 +119,10 @@ class Calls:
         if len(self.running) + len(self.put_off) >= RUNNING_MAX:
             why = f"{RUNNING_MAX} commands are under way on this node"
             return self.done(key, refusal(EXIT_UNREACHABLE, why, "repeat it later"))
-        if op in ONCE:
-            self._begun[name_of(key)] = None
-            if len(self._begun) > BEGUN_MAX:
-                del self._begun[next(iter(self._begun))]
+        if op in ONCE_A_START:
+            begun[name_of(key)] = None
+            if len(begun) > BEGUN_MAX:
+                del begun[next(iter(begun))]
         self.running.add(key)
         return Fate.BEGINS
 
