@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import select
 import socket
 import threading
 import time
@@ -268,3 +270,33 @@ def test_the_records_that_are_followed_are_written_elsewhere_each_once(
     assert [s["record"]["seq"] for s in said if "record" in s] == list(range(agent.node.state.seq + 1))
     assert {"begun": True} in said and agent.node.state.seq >= before + 2
     assert threading.get_ident() not in by[: before + 1]
+
+
+def test_a_record_is_masked_once_for_all_connections_of_a_person_who_watches(
+    agent: Agent, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watchers: dict[Client, int] = {}
+    with contextlib.ExitStack() as stack:
+        for uid in (1234, 1234, 1234, 1235):
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            ours.setblocking(False)
+            caller = Caller(Actor("ann", uid, "viewer", "socket"), Owner(f"uid:{uid}", "ann", uid))
+            client = agent.control.clients[ours.fileno()] = Client(ours, caller)
+            client.events, client.watching = select.EPOLLIN, True
+            agent._epoll.register(ours.fileno(), select.EPOLLIN)
+            watchers[client] = theirs.fileno()
+        agent._publish()  # what is left of the start
+        for fd in watchers.values():
+            if select.select([fd], [], [], 0)[0]:
+                os.read(fd, 1 << 20)
+        masked = counted(monkeypatch, agent.veil, "record_line")
+        seq = agent.node.state.seq
+        (place / "f0").write_text("again")
+        agent.watching.touch(f"file:{place}/f0", None)
+        agent.catch_up()
+        agent._publish()
+        told = agent.node.state.seq - seq
+        assert told and len(masked) == 2 * told
+        for fd in watchers.values():
+            assert os.read(fd, 1 << 20).count(b'{"record":') == told

@@ -459,10 +459,15 @@ class Agent(Sightings):
         rows: Sequence[tuple[Record, bytes]] = self._new_records
         self._new_records = []
         self.notices.take((r for r, _ in rows), self.node, self.clock.now_ns(), self._on_the_wall)
+        masked: dict[tuple[str, int | None], list[bytes]] = {}  # once for all connections that may see the same
         for client in [c for c in self.control.clients.values() if c.watching]:
-            for record, body in rows:
+            caller = client.caller
+            lines = masked.setdefault((caller.actor.role, caller.owner.uid), [])
+            if not lines:
+                lines += [b'{"record":' + self.veil.record_line(body, r.hash, caller) + b"}" for r, body in rows]
+            for (record, _), line in zip(rows, lines, strict=True):
                 if record.seq > client.told:
-                    client.send(b'{"record":' + self.veil.record_line(body, record.hash, client.caller) + b"}")
+                    client.send(line)
             self.control.flush(client)
         self.hooks.events(
             [self.veil.record_line(body, record.hash, HOOKS) for record, body in rows] if self.hooks.paths() else []
