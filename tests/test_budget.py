@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pact.agent import budget
-from pact.agent.budget import (
+from pact.host import budget
+from pact.host.budget import (
     KEPT_MAX,
     Budget,
 )

@@ -16,6 +16,7 @@ from pact.cluster import page
 from pact.cluster.committer import Durable, Elected
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.rootpart import RootPart, States
+from pact.cluster.turns import Turns
 from pact.core.records import GENESIS
 from pact.core.root.log import Cursor, Group, RootState, load
 from pact.core.root.root import Root
@@ -31,6 +32,7 @@ def part_of(root: Root) -> RootPart:
     part = RootPart.__new__(RootPart)
     part.root, part.states, part.trouble, part._sets = root, States(), "", root.sets  # type: ignore[assignment]
     part._away = Folded([])
+    part.turns = Turns()
     part.offset_ns = part._states_at_ns = part._fresh_at_ns = 0
     part.oldest = part.commit_ns = 0
     part._applying, part._snapshot = threading.Lock(), None

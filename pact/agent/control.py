@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import orjson
 
-from pact.agent.budget import Budget
 from pact.agent.listening import listen
 from pact.agent.peers import gids_of, groups_of
 from pact.core.node.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
+from pact.host.budget import Budget
 from pact.limits import (
     DENIED_EACH_MAX,
     REQUEST_ADMIN_MAX,

@@ -23,7 +23,6 @@ import zmq
 
 from pact import __version__
 from pact.agent import veil
-from pact.agent.budget import Budget
 from pact.agent.commandfiles import left_calls
 from pact.agent.executing import Executing
 from pact.agent.remote import ROWS_MAX, Callers, Remote
@@ -59,6 +58,7 @@ from pact.errors import (
     JournalError,
     RequestError,
 )
+from pact.host.budget import Budget
 from pact.host.notify import log
 from pact.limits import RECORD_MAX
 from pact.model import NS_PER_S, Actor

@@ -23,6 +23,7 @@ from pact.cluster.lookers import EVERY_S, Lookers
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
+from pact.cluster.turns import Turns
 from pact.cluster.watcher import Watcher
 from pact.core.node.state import STATES
 from pact.core.root import log as rootlog
@@ -36,7 +37,7 @@ from pact.core.tree import wire
 from pact.core.tree.wire import Message
 from pact.errors import ChainError, PactError
 from pact.host import garbage
-from pact.host.clock import boot_id, clock_synchronised
+from pact.host.clock import boot_id, boottime_ns, clock_synchronised
 from pact.host.notify import log
 from pact.journal.stores import opener
 from pact.model import NS_PER_S
@@ -118,6 +119,7 @@ class RootPart:
         self._aggregator = aggregator
         self._seals = aggregator.seals
         self.root: Root | None = None
+        self.turns = Turns()
         self.offset_ns = 0
         self.commit_ns = 0
         self.oldest = 0
@@ -171,15 +173,21 @@ class RootPart:
         return self.committer.fd
 
     def received(self, message: Message, t_ns: int, wall_ns: int) -> Iterable[Message]:
-        if self.root is None:
-            return
-        yield from self._perform(self.root.received(message, t_ns + self.offset_ns, wall_ns))
+        if self.root is not None and self.turns.take(message):
+            yield from self._handled(self.root, message, t_ns, wall_ns)
+
+    def _handled(self, root: Root, message: Message, t_ns: int, wall_ns: int) -> Iterator[Message]:
+        with self.turns.spending(message):
+            effects = root.received(message, t_ns + self.offset_ns, wall_ns)
+        yield from self._perform(effects)
 
     def tick(self, t_ns: int, wall_ns: int) -> Iterable[Message]:
         if not self.committer.alive:  # this root could never lead again: a new process is better
             raise PactError("the thread that writes the root's log has ended", "see the lines before this one")
         root = self.root
         if root is not None:
+            for message in self.turns.due():
+                yield from self._handled(root, message, t_ns, wall_ns)
             root.at(t_ns + self.offset_ns, wall_ns)
             wake_ns = root.next_wake_ns()
             if wake_ns is not None and wake_ns <= root.t_ns:
@@ -190,8 +198,12 @@ class RootPart:
                 self._tell_lookers(root, t_ns)
 
     def next_wake_ns(self) -> int | None:
-        wake_ns = self.root.next_wake_ns() if self.root is not None else None
-        return None if wake_ns is None else wake_ns - self.offset_ns
+        if self.root is None:
+            return None
+        wake_ns, wait_s = self.root.next_wake_ns(), self.turns.wait_s()
+        due = [] if wake_ns is None else [wake_ns - self.offset_ns]
+        due += [] if wait_s is None else [boottime_ns() + int(wait_s * NS_PER_S)]
+        return min(due, default=None)
 
     def ready(self, pollable: Any, t_ns: int, wall_ns: int) -> Iterable[Message]:
         if pollable is self.lookers:
@@ -294,6 +306,7 @@ class RootPart:
         if self.root is None:
             return
         self.root = None
+        self.turns = Turns()
         garbage.replaced()
         self.publisher.depose()
         if self.watcher is not None:

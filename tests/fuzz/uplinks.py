@@ -13,7 +13,6 @@ import orjson
 from fuzz.entrances import Agent, _world
 from fuzz.kit import Feed, Target
 from fuzz.tree import KINDS, WORDS, _said, heads, raw
-from pact.agent.budget import Budget
 from pact.agent.executing import Executing
 from pact.agent.link import Link
 from pact.agent.remote import Callers
@@ -27,6 +26,7 @@ from pact.core.tree.parents import Parent
 from pact.core.tree.seals import NodeSeals
 from pact.core.tree.uplink import Send
 from pact.errors import RemoteProtocolError
+from pact.host.budget import Budget
 from pact.model import NS_PER_S
 
 SEALED_FOR: Final = "5ea1ed00"

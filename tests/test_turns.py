@@ -1,0 +1,103 @@
+"""The root's loop belongs to nobody who is no administrator, however long what he asks takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from test_cluster_hostile import NAMES, Hostile
+
+from pact.cluster import turns
+from pact.cluster.turns import WAITING_EACH_MAX, Turns
+from pact.core.tree import wire
+from pact.core.tree.wire import Message, message
+from pact.host import budget
+
+pytestmark = pytest.mark.invariant("S8")
+
+
+class Clock:
+    now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (budget, turns):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def asks(who: str, id_: int, role: str = "viewer") -> Message:
+    caller = {"user": who, "role": role, "via": "cluster"}
+    return message("request", {"id": id_, "op": "nodes", "client": who, "caller": caller})
+
+
+def handled(of: Turns, said: Message, clock: Clock, seconds: float) -> None:
+    with of.spending(said):
+        clock.now_s += seconds
+
+
+def test_who_has_used_up_his_share_waits_and_nobody_waits_for_him(clock: Clock) -> None:
+    of = Turns()
+    assert of.take(asks("ann", 1)) and of.wait_s() is None
+    handled(of, asks("ann", 1), clock, 0.9)
+    for id_ in (2, 3, 4):
+        assert not of.take(asks("ann", id_))
+    assert of.take(asks("bob", 1)) and of.take(asks("ann", 5, "admin"))
+    assert of.take(message("cancel", {"id": 3, "client": "ann"})), "the root hears of it, too"
+    assert list(of.due()) == []
+    wait_s = of.wait_s()
+    assert wait_s is not None and 0 < wait_s < 10
+    clock.now_s += wait_s + 0.01
+    for found in of.due():
+        assert found.head["id"] == 2
+        handled(of, found, clock, 0.9)
+    assert not of.take(asks("ann", 6)), "not before those that came before it"
+    clock.now_s += 60
+    assert [m.head["id"] for m in of.due()] == [4, 6] and of.wait_s() is None
+    assert of.take(asks("ann", 7))
+
+
+def test_so_many_of_one_person_wait(clock: Clock) -> None:
+    of = Turns()
+    handled(of, asks("ann", 1), clock, 1.0)
+    for id_ in range(3 * WAITING_EACH_MAX):
+        assert not of.take(asks("ann", id_))
+    clock.now_s += 60
+    assert len(list(of.due())) == WAITING_EACH_MAX
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Hostile]:
+    kit = Hostile(tmp_path, NAMES)
+    kit.start()
+    try:
+        yield kit
+    finally:
+        kit.close()
+
+
+def test_an_administrator_does_not_wait_for_a_viewer_s_node_sets(kit: Hostile) -> None:
+    """Each set, of a few characters, took the root's loop for up to a second: those of all connections of one key came
+    before the administrator's."""
+    viewers, admin = [kit.person("view") for _ in range(15)], kit.person("adm")
+    for id_ in range(1, 9):
+        for at, sock in enumerate(viewers):
+            kit.request(sock, "nodes", f"m{at}x{id_}x[0-19999]", 120_000, id_)
+    poller = zmq.Poller()
+    for sock in viewers:
+        poller.register(sock, zmq.POLLIN)
+    assert poller.poll(20_000), "the viewer's requests have come"
+    kit.request(admin, "nodes", id_=99)
+    assert kit.result(admin, 60).head["exit"] == 0
+    answered = 0
+    for sock in viewers:
+        while sock.poll(0):
+            answered += wire.decode(sock.recv()).kind == "result"
+    assert answered < len(viewers), "he came before most of them"
