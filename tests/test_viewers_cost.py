@@ -72,7 +72,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock takes half a slice: steps are counted, not timed."""
     for module, slice_ns in ((lookfirst, lookfirst.SLICE_NS), (diffing, diffing.SLICE_NS)):
         ticks = itertools.count(10**9, slice_ns // 2)
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=lambda ticks=ticks: next(ticks)))
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(monotonic_ns=lambda ticks=ticks: next(ticks), monotonic=time.monotonic)
+        )
 
 
 def asked(agent: Agent, op: str, role: str = "viewer", **args: Any) -> list[Any]:
@@ -300,3 +302,38 @@ def test_a_record_is_masked_once_for_all_connections_of_a_person_who_watches(
         assert told and len(masked) == 2 * told
         for fd in watchers.values():
             assert os.read(fd, 1 << 20).count(b'{"record":') == told
+
+
+@pytest.mark.parametrize("op", ["log", "diff"])
+def test_an_administrator_s_answer_waits_for_one_comparison_of_a_viewer_s_diff(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    """A quarter of a second for each file that somebody may write; all of them came before anybody's log or diff."""
+    monkeypatch.setattr(diffing, "ANSWER_PIECE_S", 0.0)  # each comparison takes long
+    answered: list[bool] = []  # whether the administrator had his answer when an entry was written
+    admin: list[Any] = []
+    written, begun, go_on = views.Differing.written, threading.Event(), threading.Event()
+
+    def noted(found: views.Differing, blobs: Any) -> bytes:
+        answered.append(bool(admin))
+        if len(answered) == 1:
+            begun.set()
+            go_on.wait(20)
+        return written(found, blobs)
+
+    monkeypatch.setattr(views.Differing, "written", noted)
+    viewer = asked(agent, "diff")
+    while not begun.is_set():
+        agent.requests.slices.turn(agent)
+    admin = asked(agent, op, "admin", **({"count": 1} if op == "log" else {}))
+    for _ in range(3):
+        agent.requests.slices.turn(agent)
+    go_on.set()
+    for _ in range(20_000):
+        if viewer and admin:
+            break
+        agent.requests.slices.turn(agent)
+        agent._take_results()
+        time.sleep(0.001)
+    assert len(viewer[0]["result"]["resources"]) == FILES
+    assert answered[-1] and answered.count(True) >= FILES - 2

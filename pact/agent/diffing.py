@@ -6,19 +6,21 @@ However much has drifted, no other request waits for it. Drift that is settled m
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from pact.agent import views
 from pact.agent.control import Client
+from pact.agent.telling import Tellers
 from pact.agent.worker import Result
 from pact.core.node import tracked
 from pact.core.node.events import Ticked
 from pact.errors import PactError
+from pact.limits import ANSWER_PIECE_S
 from pact.resources.base import Blobs
 
 if TYPE_CHECKING:
@@ -27,26 +29,23 @@ if TYPE_CHECKING:
 #: How long one turn of the loop gathers.
 SLICE_NS: Final = 4_000_000
 LOOK_EVERY: Final = 16
-#: Entries that are passed to the thread at once.
-PIECE_MAX: Final = 200
 
 
-def gather(agent: Driver, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
+def gather(tellers: Tellers, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
     """Gather step by step; each step is short. Raises UsageError for an unknown target."""
-    ids = views.diff_ids(agent.node, targets)
-    return _gather(agent, client, token, frozenset(targets), ids)
+    ids = views.diff_ids(tellers.agent.node, targets)
+    return _gather(tellers, client, token, frozenset(targets), ids)
 
 
-def _gather(agent: Driver, client: Client, token: int, targets: Collection[str], ids: Sequence[str]) -> Iterator[None]:
-    entries: list[tuple[str, bytes]] = []
-    piece: list[views.Differing] = []
-    for at, resource in enumerate(ids):
-        found = views.differing(agent.node, client.caller, agent.veil, resource)
-        if found is not None:
-            piece.append(found)
-        if len(piece) >= PIECE_MAX or at == len(ids) - 1:
-            agent.telling.call(partial(_write, piece, entries, agent.telling.blobs))
-            piece = []
+def _gather(
+    tellers: Tellers, client: Client, token: int, targets: Collection[str], ids: Sequence[str]
+) -> Iterator[None]:
+    agent = tellers.agent
+    found = deque[views.Differing]()
+    for resource in ids:
+        one = views.differing(agent.node, client.caller, agent.veil, resource)
+        if one is not None:
+            found.append(one)
         yield
     new: list[dict[str, Any]] = []
     listed = views.each_untracked(agent.node, client.caller, agent.veil, targets or None)
@@ -61,34 +60,52 @@ def _gather(agent: Driver, client: Client, token: int, targets: Collection[str],
     rest: dict[str, Any] = {"untracked": new, "untracked_count": tracked.count(agent.node)}
     if unknown:
         rest["unrecorded"] = unknown
+    _write(tellers, client, token, found, [], rest)
+
+
+def _write(
+    tellers: Tellers,
+    client: Client,
+    token: int,
+    found: deque[views.Differing],
+    entries: list[tuple[str, bytes]],
+    rest: Mapping[str, Any],
+) -> None:
+    """Let the thread write entries, a moment's work at a time: a comparison of two texts may take long, and an
+    administrator's answer waits for one piece only, whoever else asks.  # S7"""
+    agent = tellers.agent
 
     def work() -> Result:
-        body = _answer(entries, rest)
+        ends_s = time.monotonic() + ANSWER_PIECE_S
+        while found:
+            entries.append(_written(found.popleft(), agent.telling.blobs))
+            if time.monotonic() >= ends_s:
+                break
+        body = b"" if found else _answer(entries, rest)
 
         def done(t_ns: int, wall_ns: int) -> Ticked:
             if token in client.tokens and agent.control.connected(client):
-                client.tokens.discard(token)
-                client.send(body)
-                agent.control.flush(client)
+                if body:
+                    client.tokens.discard(token)
+                    client.send(body)
+                    agent.control.flush(client)
+                else:
+                    _write(tellers, client, token, found, entries, rest)
             return Ticked(t_ns, wall_ns)
 
         return Result(0, done)
 
-    agent.telling.call(agent.answering(client, token, work))
+    tellers.add(client, agent.answering(client, token, work))
 
 
-def _write(piece: Sequence[views.Differing], entries: list[tuple[str, bytes]], blobs: Blobs) -> Result:
-    """Write one entry after the other, so that no other work waits long for a large one, and only written text is
-    kept."""
-    for found in piece:
-        try:
-            entries.append((found.entry["id"], found.written(blobs)))
-        except PactError as exc:  # the store cannot be read: the rest of the entry can be shown
-            entries.append((found.entry["id"], orjson.dumps({**found.entry, "unreadable": exc.message})))
-    return Result(0, Ticked)
+def _written(found: views.Differing, blobs: Blobs) -> tuple[str, bytes]:
+    try:
+        return found.entry["id"], found.written(blobs)
+    except PactError as exc:  # the store cannot be read: the rest of the entry can be shown
+        return found.entry["id"], orjson.dumps({**found.entry, "unreadable": exc.message})
 
 
-def _answer(entries: list[tuple[str, bytes]], rest: dict[str, Any]) -> bytes:
+def _answer(entries: list[tuple[str, bytes]], rest: Mapping[str, Any]) -> bytes:
     entries.sort()
     return (
         b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"resources":['
@@ -110,13 +127,14 @@ class Slice:
 
 
 class Slices:
-    """Long work on the loop: one piece at a time, admins' pieces first, and the next piece of one person only after
-    that person has read the answer of the one before. So the memory is bounded, however many clients ask, and however
-    often."""
+    """Long work on the loop: one piece at a time, and the next piece of one person only after that person has read the
+    answer of the one before. So the memory is bounded, however many clients ask, and however often. For an admin's
+    piece another's is set aside."""
 
     def __init__(self) -> None:
         self._waiting: list[Slice] = []
         self._active: Slice | None = None
+        self._aside: Slice | None = None
         self._given: list[Slice] = []
         self._stuck = False  # every waiting client has unread answers: an event will tell when one reads
 
@@ -128,12 +146,18 @@ class Slices:
     def runs(self) -> bool:
         """Whether there is work to do in this turn."""
         if self._active is not None:
-            return not self._active.writing
-        return bool(self._waiting) and not self._stuck
+            return not self._active.writing or self._gives_way(self._active)
+        return self._aside is not None or (bool(self._waiting) and not self._stuck)
+
+    def _gives_way(self, active: Slice) -> bool:
+        return not active.client.admin and any(s.client.admin for s in self._waiting)
 
     def turn(self, agent: Driver) -> None:
         """A few milliseconds for the active piece of work."""
         active = self._active
+        if active is not None and self._gives_way(active):
+            self._aside, self._active = active, None
+            active = None
         if active is not None and active.writing and active.token not in active.client.tokens:
             self._given.append(active)
             self._active = active = None
@@ -153,6 +177,9 @@ class Slices:
 
     def _next(self, agent: Driver) -> Slice | None:
         self._waiting = [s for s in self._waiting if agent.control.connected(s.client)]
+        if self._aside is not None and not any(s.client.admin for s in self._waiting):
+            found, self._aside = self._aside, None
+            return found
         busy = {s.client.caller.owner.key for s in self._given}
         for found in self._waiting:
             if found.client.caller.owner.key not in busy or found.client.admin:
