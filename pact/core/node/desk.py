@@ -136,7 +136,7 @@ class Desk(Ledger):
                 actual,
                 deviation_n,
                 weight_n,
-                self._opened(resource),
+                self._with_notice(self._opened(resource)),
                 moved_with,
                 secret=sighting.secret,
             )
@@ -192,10 +192,14 @@ class Desk(Ledger):
         if owner is not None and change is None:
             earlier = state.recent.get(recent_key(owner.key, resource))
             if earlier is not None and self.t_ns - earlier < settings.base_ns:
-                # W3: at least the floor remains as notice
-                spent_ns = state.windows.effective(self.t_ns) - settings.floor_ns
-                return max(earlier, self.t_ns - max(0, spent_ns))
+                return self._with_notice(earlier)
         return self.t_ns
+
+    def _with_notice(self, opened_ns: int) -> int:
+        """The opening time, or a later one that leaves the floor: what a person has just done is not undone at
+        once.  # W3"""
+        spent_ns = self.state.windows.effective(self.t_ns) - self.state.settings.floor_ns
+        return max(opened_ns, self.t_ns - max(0, spent_ns))
 
     def detect(
         self,
