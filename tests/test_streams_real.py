@@ -318,12 +318,13 @@ SINGLE = "import os, time\nfor i in range(20000):\n os.write(1, b'y')\n time.sle
 
 
 @pytest.mark.invariant("X7")
-def test_single_bytes_for_who_looks_away_are_gathered_and_none_is_lost(kit: Fleet) -> None:
+def test_single_bytes_for_who_looks_away_are_gathered_and_none_is_lost(kit: Fleet, tmp_path: Path) -> None:
     """A terminal's program that writes byte by byte: once a message each, more than a socket holds."""
     with kit.client() as client:
-        early = Early()
+        early, written = Early(), tmp_path / "written"
         client.on_frames = early.put
-        end = kit.opened(client, "shell_open", "n1", words=[sys.executable, "-c", SINGLE], terminal=True)
+        single = f"{SINGLE}open({str(written)!r}, 'w').close()\n"
+        end = kit.opened(client, "shell_open", "n1", words=[sys.executable, "-c", single], terminal=True)
         came, owed, got, over = 0, 0, b"", False
 
         def hear(message: Message) -> None:
@@ -336,8 +337,10 @@ def test_single_bytes_for_who_looks_away_are_gathered_and_none_is_lost(kit: Flee
         client.on_frames = hear
         early.take(hear)
         client.stream("n1", *end.say(b""))
-        for _ in range(6):  # only beats
-            time.sleep(1.0)
+        ends = time.monotonic() + 60
+        while not written.exists():  # only beats
+            assert time.monotonic() < ends
+            time.sleep(0.5)
             client.lives()
         ends = time.monotonic() + 30
         while not over:

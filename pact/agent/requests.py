@@ -50,14 +50,6 @@ AS_IT_IS: Final = frozenset(
 )
 
 NAMES_AT_ONCE: Final = 100
-
-#: Answered from memory, also in the middle of a decision that has moved nothing yet. ``NO_STATE``: in any.
-FROM_MEMORY: Final = frozenset({"ping", "status", "check", "tracked", "sessions"})
-NO_STATE: Final = frozenset({"ping"})
-#: A longer line is none of these, and a status that tells of more new things takes long.
-SMALL_BYTES: Final = 1024
-NEW_MAX: Final = 200
-
 #: op -> the fields of its args, each with its types. Other operations and fields are refused.
 FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "node"}
 #: Operations that only the root may send, through the tree.
@@ -151,34 +143,11 @@ class Requests:
         client.gathered = views.New([], [])
         return views.gather_new(self.agent.node, client.caller, self.agent.veil, client.gathered)
 
-    def from_memory(self, client: Client, *, looked: bool) -> bool:
-        """Carry out the client's next request if it is answered from memory. ``looked``: whether the state in memory is
-        durable, and nothing has been touched that was not looked at. Returns whether it was carried out."""
-        if len(client.lines[0]) > SMALL_BYTES:
-            return False
-        try:
-            op, args, alive = parse_request(client.lines[0], FIELDS)
-        except RequestError:
-            return False
-        if op not in (FROM_MEMORY if looked else NO_STATE):
-            return False
-        if op == "status" and tracked.count(self.agent.node) > NEW_MAX:
-            return False
-        try:
-            client.next_request()
-        except PactError as exc:
-            self.agent.control.refuse(client, exc.message)
-            return True
-        client.alive = alive
-        try:
-            for _ in self._gathered(client) if op == "status" else ():
-                pass
-            self._reads[op](client, ops.made(op, args))
-        except Exception as exc:  # nothing is recorded here, not even a refusal
-            if not isinstance(exc, PactError | OSError):
-                traceback.print_exc()
-            self.agent.fail(client, explained(exc))
-        return True
+    def read_now(self, client: Client, op: str, args: dict[str, Any]) -> None:
+        """Answer a request that is answered from memory. Raises its errors, and records nothing, not even a refusal."""
+        for _ in self._gathered(client) if op == "status" else ():
+            pass
+        self._reads[op](client, ops.made(op, args))
 
     def _hurries(self, client: Client) -> bool:
         """Whether also what is in constant motion is looked at now. A viewer's question makes no more records than the
