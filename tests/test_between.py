@@ -296,6 +296,17 @@ def test_while_much_is_made_durable_others_have_turns() -> None:
     assert journal.threads == [threading.current_thread()], "no thread is made for little"
 
 
+def test_without_a_thread_it_is_written_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    journal: Any = Slow()
+    journal.turned.set()
+    beside.append(journal, (), {"d": bytes(beside.LARGE_BYTES)}, lambda moved: None)
+    assert journal.threads == [threading.current_thread()]
+
+
 @pytest.mark.parametrize("error", [JournalError("full"), OSError(5, "failed"), KeyboardInterrupt()])
 def test_an_error_of_the_journal_is_raised(error: Exception) -> None:
     journal: Any = Slow(error)

@@ -42,7 +42,11 @@ def beside(work: Callable[[], None], pause: Callable[[bool], None]) -> None:
             failed.append(exc)
 
     thread = threading.Thread(target=guarded, name="pact-journal", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no thread is left: the loop waits
+        work()
+        return
     while thread.is_alive():
         thread.join(WAIT_S)
         pause(True)
