@@ -30,6 +30,9 @@ OPERATIONS = {
     "declare": {"resources": {}, "prune": True, "take": True},
 }
 
+#: What was found wrong in a pause, which goes on.
+WRONG: list[BaseException] = []
+
 pytestmark = [pytest.mark.root, pytest.mark.invariant("S7")]
 
 
@@ -64,10 +67,13 @@ def drifted(config: Config) -> Agent:
 @pytest.fixture
 def agent(config: Config) -> Iterator[Agent]:
     agent = drifted(config)
+    WRONG.clear()
     yield agent
     while Asker.all:
         Asker.all.pop().close()
     agent.close()
+    if WRONG:
+        raise WRONG[0]
 
 
 class Asker:
@@ -116,9 +122,16 @@ def carried_out(agent: Agent, op: str) -> dict[str, Any]:
 
 
 def in_the_middle(agent: Agent, do: Callable[[bool, Callable[[], None]], None]) -> None:
-    """Call ``do`` in each pause, with the pause's own work."""
+    """Call ``do`` in each pause, with the pause's own work. What it finds wrong fails the test at its end."""
     serve = agent.between._serve
-    agent.between._serve = lambda moved: do(moved, lambda: serve(moved))  # type: ignore[method-assign]
+
+    def done(moved: bool) -> None:
+        try:
+            do(moved, lambda: serve(moved))
+        except BaseException as exc:
+            WRONG.append(exc)
+
+    agent.between._serve = done  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -162,6 +175,27 @@ def test_what_is_not_durable_yet_is_not_shown(agent: Agent) -> None:
     while (answer := status.answer()) is None:
         agent._turn(-1)
     assert answer["result"]["drifted"] == 0
+
+
+def test_what_could_not_be_made_durable_is_never_shown(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal is lost in the middle: the state is read again, which takes long, too."""
+    append, failed, turns = agent.journal.append, [], []
+
+    def fails(rows: Any, blobs: Any) -> None:
+        if rows and not failed:
+            failed.append(rows)
+            raise JournalError("the disk is full")
+        append(rows, blobs)
+
+    def do(moved: bool, serve: Callable[[], None]) -> None:
+        assert moved or agent.node.state.seq == agent.journal.seq
+        turns.append(bool(failed))
+        serve()
+
+    in_the_middle(agent, do)
+    monkeypatch.setattr(agent.journal, "append", fails)
+    answer = carried_out(agent, "commit")
+    assert answer["exit"] == 5 and any(turns) and len(agent.node.state.member_of) == COUNT
 
 
 def test_an_answer_is_not_older_than_its_question(agent: Agent) -> None:

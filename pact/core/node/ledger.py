@@ -71,7 +71,7 @@ class Ledger:
         during a long decision; it may read here. Its argument: whether the decision has moved the state already."""
         self.name = name
         self._pause, self._natures = pause, 0
-        self.moved = False
+        self.moved = True  # this one is not complete, and one before it may be ahead of what is durable
         self.rules = rules
         self.state = state or State()
         self.unreadable: dict[str, str] = {}
@@ -106,6 +106,7 @@ class Ledger:
         self.closing: NamedTimers[str] = NamedTimers()  # opening times of changes whose end is not announced yet
         self.alarms: NamedTimers[tuple[str, str]] = NamedTimers()
         self.rebuild()
+        self.moved = False
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
