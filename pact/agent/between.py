@@ -2,8 +2,8 @@
 
 The core decides one event at a time, and some take long: ten thousand files are committed at once. Between some of its
 resources the core lets the loop look after its clients (``Ledger.in_turns``). Who asks whether the agent is there is
-answered, and as long as the decision has moved nothing also who asks what stands in memory. Everything that needs a
-decision of its own, or a look at the machine, waits until this decision is made.
+answered, and while a request is decided that has moved nothing yet also who asks what stands in memory. Everything that
+needs a decision of its own, or a look at the machine, waits until this decision is made.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DECIDING_NS: Final = 8_000_000
 #: How long they are served then: whoever asks in a loop does not keep the decision from being made.
 SERVING_S: Final = 0.004
 NEVER_NS: Final = 1 << 63
-#: Answered from memory as long as the decision has moved nothing; ``NO_STATE``: always.
-FROM_MEMORY: Final = frozenset({"ping", "status", "check", "tracked", "sessions"})
+#: Answered from memory while a request is being decided that has moved nothing yet; ``NO_STATE``: always.
+FROM_MEMORY: Final = frozenset({"ping", "status", "check", "tracked"})
 NO_STATE: Final = frozenset({"ping"})
 #: A longer line is none of these, and a status that tells of more new things takes long.
 SMALL_BYTES: Final = 1024

@@ -68,10 +68,12 @@ class Ledger:
     ) -> None:
         """``jobs_from``: job numbers start above this, so that an answer to another node's job matches none. ``key``:
         the node's key for the salts of records; without a key records have no salts. ``pause`` is called now and then
-        during a long decision; it may read here. Its argument: whether the decision has moved the state already."""
+        during a long decision. Its argument: whether the state is not to be read now, see ``moved``."""
         self.name = name
         self._pause, self._natures = pause, 0
-        self.moved = True  # this one is not complete, and one before it may be ahead of what is durable
+        #: Whether the state is ahead of what is durable, or behind what is known: only a request that has recorded
+        #: nothing yet leaves it as it is.
+        self.moved = True
         self.rules = rules
         self.state = state or State()
         self.unreadable: dict[str, str] = {}
@@ -106,7 +108,6 @@ class Ledger:
         self.closing: NamedTimers[str] = NamedTimers()  # opening times of changes whose end is not announced yet
         self.alarms: NamedTimers[tuple[str, str]] = NamedTimers()
         self.rebuild()
-        self.moved = False
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)

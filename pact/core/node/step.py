@@ -77,10 +77,10 @@ class Node(Desk):
 
     def step(self, event: Event) -> list[Effect]:
         """Decide. Never raises for an act of an operator or of the machine; an AssertionError is a bug."""
-        self.effects, self.moved = [], False
+        kind = type(event)
+        self.effects, self.moved = [], kind is not Asked  # the others bring news that the state lacks
         self.t_ns = max(self.t_ns, event.t_ns)
         self.wall_ns = event.wall_ns
-        kind = type(event)
         if kind is not Started and (self.alarms or self.windows):
             self._expire()
         _STEPS[kind](self, event)
@@ -97,6 +97,7 @@ class Node(Desk):
         touched = self.state.touched
         if touched.members or touched.changes or touched.timers:
             self.reindex()
+        self.moved = True
         return self.effects
 
     def _tell_later(self) -> None:
