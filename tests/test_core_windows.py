@@ -67,6 +67,26 @@ def test_a_window_ends_when_the_definition_says(
         assert fast.effective(now + later) == literal.effective(now + later)
 
 
+@given(st.integers(0, 15), st.integers(1, 30), STEPS, STEPS)
+@pytest.mark.invariant("W3")
+def test_what_is_done_now_has_the_floor_whatever_came_before_and_comes_after(
+    floor: int, first: int, steps: list[tuple[int, int]], later: list[tuple[int, int]]
+) -> None:
+    """Also if the windows were tightened a moment ago."""
+    windows, now = Windows(floor, max(first, floor)), 0
+    for wait, w in steps:
+        now += wait
+        windows.note(now, max(w, floor))
+    opening, end = now - max(0, windows.before(now) - floor), now + floor
+    while True:
+        assert opening + windows.effective(now) >= end
+        if not later or now + later[0][0] >= end:
+            break
+        wait, w = later.pop(0)
+        now += wait
+        windows.note(now, max(w, floor))
+
+
 @given(st.integers(0, 15), st.integers(1, 30), STEPS)
 def test_a_snapshot_of_windows_decides_the_same(floor: int, first: int, steps: list[tuple[int, int]]) -> None:
     one, now = Windows(floor, first), 0

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.agent import lookfirst
+from pact.agent import lookfirst, views
 from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.remote import Remote
@@ -234,3 +234,21 @@ def test_without_a_journal_all_that_was_touched_is_looked_at_first(
     agent.catch_up()
     assert len(looked) == COUNT
     agent.journal_error = ""
+
+
+def test_what_breaks_in_a_request_s_own_work_ends_that_request_alone(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A status lists what is new a step at a time: one error there would have ended the agent, whoever asked."""
+
+    def breaks(*_: Any) -> Iterator[None]:
+        yield
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setattr(views, "gather_new", breaks)
+    answer = asked(agent, "status", "viewer")
+    while not answer:
+        agent.requests.first.turn()
+    assert not answer[0]["ok"] and "internal error" in answer[0]["message"]
+    assert "nobody expected this" in capsys.readouterr().err
+    assert asked(agent, "ping")

@@ -9,13 +9,14 @@ with a role who ask without end do not keep the others out.  # S8
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from pact.agent.control import Client
-from pact.errors import explained
+from pact.errors import PactError, explained
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
@@ -100,18 +101,30 @@ class LookFirst:
             for _ in wait.steps:
                 if time.monotonic_ns() >= ends_ns:
                     return False
-        except OSError as exc:
+        except (OSError, StepError) as exc:
             wait.client.tokens.discard(wait.token)
-            self._agent.fail(wait.client, explained(exc))
+            self._agent.fail(wait.client, explained(exc.__cause__ or exc))
         else:
             wait.then()  # it may decide, and the client's next request must not be answered meanwhile
             wait.client.tokens.discard(wait.token)
         return True
 
 
+class StepError(Exception):
+    """A request's own work failed: that ends the request alone."""
+
+
 def _counted(wait: Waiting, steps: Iterable[None]) -> Iterator[None]:
-    began_ns = time.monotonic_ns()
-    for _ in steps:
+    began_ns, own = time.monotonic_ns(), iter(steps)
+    while True:
+        try:
+            next(own)
+        except StopIteration:
+            return
+        except Exception as exc:
+            if not isinstance(exc, PactError | OSError):
+                traceback.print_exc()
+            raise StepError from exc
         wait.own_ns += time.monotonic_ns() - began_ns
         yield
         began_ns = time.monotonic_ns()

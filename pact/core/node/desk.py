@@ -198,7 +198,7 @@ class Desk(Ledger):
     def _with_notice(self, opened_ns: int) -> int:
         """The opening time, or a later one that leaves the floor: what a person has just done is not undone at
         once.  # W3"""
-        spent_ns = self.state.windows.effective(self.t_ns) - self.state.settings.floor_ns
+        spent_ns = self.state.windows.before(self.t_ns) - self.state.settings.floor_ns
         return max(opened_ns, self.t_ns - max(0, spent_ns))
 
     def detect(

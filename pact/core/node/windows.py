@@ -73,6 +73,11 @@ class Windows:
             self._since_ns = now_ns
         self.now_w = w_ns
 
+    def before(self, now_ns: int) -> int:
+        """The ``W`` that was in force until this moment: whatever comes now, it counts for ``floor`` longer.  # W2"""
+        past = self._past
+        return past[-1][0] if past and past[-1][1] == now_ns else self.now_w
+
     def effective(self, now_ns: int) -> int:
         """The largest ``W`` in force during the last ``floor``.  # W2"""
         for w_ns, until_ns in self._past:
