@@ -477,6 +477,11 @@ class Requests:
     def _session_end(self, client: Client, request: ops.SessionEnd) -> None:
         if request.session.startswith("x"):  # a command's
             self._kept().left.end(client, request.session)
+        elif client.remote and request.node != self.agent.config.name:
+            raise UsageError(
+                "which node's session? each node counts its own, and the same name is another person's elsewhere",
+                "pact sessions --nodes NODE --end ID, with one node",
+            )
         else:
             self._kept().end(client, request)
 

@@ -157,9 +157,14 @@ class SessionRevoke(Op, role="admin", at="member", afar=False):
 
 
 class SessionEnd(Op, command="sessions"):
-    """Hang a session up, or end what a command has left behind: one's own, or, as an administrator, anybody's."""
+    """Hang a session up, or end what a command has left behind: one's own, or, as an administrator, anybody's.
+
+    ``node``: whose session is meant. From afar a session is hung up only where this is the node's name: each node
+    counts its sessions for itself, so that the same name is another person's on another node. A command has one name on
+    all nodes."""
 
     session: str
+    node: str = ""
 
 
 class Tracked(Op, command="track"): ...

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pact.cli.arguments import Parser
 from pact.cli.command import NodeCommand, Request
+from pact.errors import UsageError
 
 if TYPE_CHECKING:
     from pact.cli.client import Answer
@@ -21,9 +22,23 @@ class Sessions(NodeCommand):
         parser.add_argument("--end", metavar="ID", help="hang this one up, or end what a command left")
 
     def request(self, args: argparse.Namespace) -> Request:
-        if args.end is not None:
-            return Request("session_end", {"session": args.end})
-        return Request("sessions", {})
+        if args.end is None:
+            return Request("sessions", {})
+        node = {"node": self._only(args)} if args.nodes is not None and not args.end.startswith("x") else {}
+        return Request("session_end", {"session": args.end, **node})
+
+    def _only(self, args: argparse.Namespace) -> str:
+        """The node whose session is meant. Raises UsageError."""
+        from pact.cluster import nodesets
+
+        names = nodesets.NodeSets().expand(nodesets.resolved(args.nodes))
+        if len(names) != 1:
+            raise UsageError(
+                f"--nodes names {len(names)} nodes, and each node counts its sessions for itself: on another node"
+                f" the same name is another person's session",
+                "pact sessions --nodes NODE --end ID, with one node; what a command left has one name on all nodes",
+            )
+        return names[0]
 
     def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
         from pact.cli.render import clean, local_time
