@@ -118,11 +118,13 @@ def processes(path: str) -> set[int]:
 
 
 def living(task: int) -> int:
-    """The process to which a task belongs; 0: none that lives."""
+    """The process to which a task belongs; 0: none that lives. One whose first thread has ended lives on in the others,
+    and looks like one that waits to be reaped."""
     try:
         with open(f"/proc/{task}/status", encoding="ascii", errors="replace") as f:
-            fields = dict(line.split(":\t", 1) for line in f if line.startswith(("State:", "Tgid:")))
-        return 0 if fields["State"][0] in "ZX" else int(fields["Tgid"])
+            fields = dict(line.split(":\t", 1) for line in f if line.startswith(("State:", "Tgid:", "Threads:")))
+        ended = fields["State"][0] in "ZX" and int(fields["Threads"]) <= 1
+        return 0 if ended else int(fields["Tgid"])
     except (OSError, ValueError, KeyError, IndexError):
         return 0
 

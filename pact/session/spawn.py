@@ -23,6 +23,7 @@ TTY_GROUP: Final = 5
 PR_SET_CHILD_SUBREAPER: Final = 36
 ROUNDS: Final = 40
 LOOK_S: Final = 0.001
+STATE, THREADS = 0, 17  # of the fields of /proc/PID/stat behind the name
 PR_SET_PDEATHSIG: Final = 1
 UMASK: Final = 0o022
 OOM: Final = "/proc/self/oom_score_adj"
@@ -55,7 +56,7 @@ def adopt_orphans() -> None:
 
 def left_behind() -> list[int]:
     """The living processes below this one, which waits for no child any more."""
-    while True:
+    for _ in range(ROUNDS):
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -64,6 +65,7 @@ def left_behind() -> list[int]:
         if found := _below(os.getpid()):
             return found
         time.sleep(LOOK_S)  # one was handed on by its parent, which ended, between two lines of the list
+    return []
 
 
 def reap_orphans(but: int) -> None:
@@ -107,7 +109,7 @@ def _below(pid: int) -> list[int]:
                     fields = f.read().rpartition(b")")[2].split()
             except OSError:
                 continue
-            if fields[0] not in (b"Z", b"X"):
+            if fields[STATE] not in (b"Z", b"X") or int(fields[THREADS]) > 1:  # else only its first thread has ended
                 parents.setdefault(int(fields[1]), []).append(int(name))
     found: list[int] = []
     todo = [pid]
