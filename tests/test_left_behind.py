@@ -74,6 +74,7 @@ def test_what_goes_on_is_said_listed_and_ended_on_all_nodes(kit: Fleet, marker: 
         row = kit.records(node, "executed")[0]
         assert row["data"]["why"] == "root ended what it had left behind" and row["data"]["left"] == 1
         assert row["actor"]["user"] == "root" and row["data"]["exit"] is None
+        assert kit.records(node, "executed")[1]["data"]["why"] == "root ends what it had left behind"
     again = kit.run_pact("sessions", "--nodes", "n1", "--end", name)
     assert again.returncode == 2 and "nothing of command" in again.stdout, again
     assert "left" not in json.loads(kit.run_pact("--json", "sessions", "--nodes", "n1").stdout)["nodes"]["n1"]

@@ -14,15 +14,17 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent.commandfiles import place_beside
+from pact.agent.commandrecords import CommandRecords
 from pact.agent.control import Client
 from pact.agent.sessionfiles import owner_of_session, read_state, shown
 from pact.core.node.events import Caller, CommandsTold
 from pact.core.node.payloads import Executed
 from pact.core.records import rfc3339
-from pact.errors import DeniedError, PactError, UsageError
+from pact.errors import DeniedError, PactError, UnreachableError, UsageError
 from pact.model import Owner
 from pact.observe.attribution import printable
 from pact.session import cgroups
@@ -39,6 +41,7 @@ CALL: Final = re.compile(r"[0-9a-f]{1,16}\.[0-9]{1,16}")
 GRACE_S: Final = 0.4  # between SIGTERM and SIGKILL
 GIVE_UP_S: Final = 5.0
 LOOK_S: Final = 0.05
+OWED_S: Final = 1.0  # how often it is looked whether the journal can be written again
 
 
 def name_of(call: str, own: str) -> str:
@@ -152,6 +155,10 @@ def _signal(pids: Iterable[int], *numbers: int) -> None:
                 pass
 
 
+def _nothing_to_forget(name: str) -> None:
+    """Its file goes when nothing of it lives."""
+
+
 @dataclass(slots=True)
 class Ending:
     """Somebody has what a command left behind ended, and waits for it."""
@@ -171,6 +178,7 @@ class LeftBehind:
         self._agent, self._now_s = agent, now_s
         self._directory = place_beside(sessions)
         self._ending: list[Ending] = []
+        self._records = CommandRecords(agent, _nothing_to_forget, now_s)
         self._look_s = 0.0
 
     def listed(self, caller: Caller) -> list[dict[str, Any]]:
@@ -192,7 +200,8 @@ class LeftBehind:
         ]
 
     def end(self, client: Client, name: str) -> None:
-        """Ask them to end, and kill what stays; the answer comes when none lives. Raises PactError."""
+        """Ask them to end, and kill what stays; the answer comes when none lives. Who asked is on record before: this
+        agent may end before the processes do. Raises PactError."""
         self._agent.require_journal()
         found = _there(self._directory).get(name)
         if found is None:
@@ -202,13 +211,18 @@ class LeftBehind:
         if not _may(state, client.caller):
             raise DeniedError(f"to end what command {name} has left behind is for the person who ran it")
         token = self._agent.next_token()
+        one = Ending(name, state, client, token, len(pids), self._now_s())
+        begins = _executed(one, "ends what it had left behind")
+        self._agent.step(CommandsTold(*self._agent.now(), [(begins, client.caller.actor)]))
+        self._agent.require_journal()
         client.tokens.add(token)
-        self._ending.append(Ending(name, state, client, token, len(pids), self._now_s()))
+        self._ending.append(one)
         _signal(pids, signal.SIGTERM, signal.SIGCONT)
 
     def turn(self) -> None:
         """Look how far it is."""
         now_s = self._now_s()
+        self._records.turn(alone=True)
         if not self._ending or now_s < self._look_s:
             return
         self._look_s = now_s + LOOK_S
@@ -220,34 +234,24 @@ class LeftBehind:
                     _signal(pids, signal.SIGKILL)
                 continue
             self._ending.remove(one)
-            self._record(one)
-            self._answer(one, len(pids))
-
-    def _record(self, one: Ending) -> None:
-        agent, state, caller = self._agent, one.state, one.client.caller
-        if agent.journal_error:
-            return
-        about, begun = state.get("about", {}), state.get("begun")
-        executed = Executed(
-            command=shown(state["command"]),
-            owner=owner_of_session(state, Owner("", str(about.get("user", state["person"])))),
-            account=state["account"],
-            exit=None,
-            key=str(about.get("user", "")),
-            why=f"{caller.actor.user} ended what it had left behind",
-            uid=state["uid"],
-            begun=begun if type(begun) is int else None,
-            left=one.count,
-        )
-        agent.step(CommandsTold(*agent.now(), [(executed, caller.actor)]))
+            done = "ended what it had left behind"
+            if pids:
+                stay = "1 process stays" if len(pids) == 1 else f"{len(pids)} processes stay"
+                done = f"could not end all that it had left behind: {stay}"
+            told = partial(self._answer, one, len(pids))
+            self._records.end(f"{one.name} {one.token}", _executed(one, done), one.client.caller.actor, told)
+            self._records.turn(alone=True)
 
     def _answer(self, one: Ending, stay: int) -> None:
         agent, client = self._agent, one.client
         if one.token not in client.tokens:
             return
         client.tokens.discard(one.token)
-        if stay:
-            agent.fail(client, PactError(f"{stay} processes of command {one.name} do not end", "the kernel holds them"))
+        if agent.journal_error:
+            agent.fail(client, UnreachableError(agent.journal_error))
+        elif stay:
+            what, do = ("1 process", "does") if stay == 1 else (f"{stay} processes", "do")
+            agent.fail(client, PactError(f"{what} of command {one.name} {do} not end", "the kernel holds what stays"))
         else:
             processes = f"{one.count} process" + ("es" if one.count > 1 else "")
             agent.answer(client, {"session": one.name}, message=f"{processes} of command {one.name} ended")
@@ -255,7 +259,26 @@ class LeftBehind:
 
     def next_s(self) -> float | None:
         """Seconds until ``turn`` has something to do; ``None``: it has nothing."""
-        return max(0.0, self._look_s - self._now_s()) if self._ending else None
+        if self._ending:
+            return max(0.0, self._look_s - self._now_s())
+        return OWED_S if self._records.busy else None
+
+
+def _executed(one: Ending, done: str) -> Executed:
+    """The record of what was done about it."""
+    state = one.state
+    about, begun = state.get("about", {}), state.get("begun")
+    return Executed(
+        command=shown(state["command"]),
+        owner=owner_of_session(state, Owner("", str(about.get("user", state["person"])))),
+        account=state["account"],
+        exit=None,
+        key=str(about.get("user", "")),
+        why=f"{one.client.caller.actor.user} {done}",
+        uid=state["uid"],
+        begun=begun if type(begun) is int else None,
+        left=one.count,
+    )
 
 
 def _may(state: Mapping[str, Any], caller: Caller) -> bool:
