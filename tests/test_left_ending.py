@@ -13,14 +13,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from session_kit import Sessions
 from test_executing_owed import ANN, FULL
 from test_executing_owed import Agent as Core
 
 from pact.agent import leftbehind
 from pact.agent.leftbehind import GIVE_UP_S, GRACE_S, LeftBehind
 from pact.core.node.events import Caller
-from pact.errors import UnreachableError
+from pact.errors import UnreachableError, UsageError
 from pact.model import Actor
+from pact.session import spawn
 
 NAME = "x1f.37"
 ADMIN = Caller(Actor("eve", None, "admin", "cluster", "1/1.1"), ANN)
@@ -58,9 +60,9 @@ class Kit:
         self.left = LeftBehind(self.agent, f"{place}/sessions", lambda: self.now_s)  # type: ignore[arg-type]
         self.client: Any = SimpleNamespace(caller=ADMIN, tokens=set())
 
-    def keep(self, name: str = NAME) -> None:
+    def keep(self, name: str = NAME, **more: Any) -> None:
         state = {"pid": 1, "start": 1, "uid": 0, "began": 1, "account": "root", "person": "ann", "tty": ""}
-        state |= {"login": None, "audit": None, "command": ["make"], "by_cgroup": True, "begun": None}
+        state |= {"login": None, "audit": None, "command": ["make"], "by_cgroup": True, "begun": None, **more}
         (self.place / f"{name}.left").write_text(json.dumps(state))
 
     def end(self) -> None:
@@ -146,3 +148,39 @@ def test_it_is_owed_while_the_journal_is_lost(kit: Kit, process: int, known: boo
     kit.agent.freed()
     kit.after(1.0)
     assert kit.records[1:] == ["eve ended what it had left behind"] and kit.left.next_s() is None
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"audit": 5, "keepers_audit": 5}, False),
+        ({"audit": 5}, False),
+        ({"audit": 6, "keepers_audit": 5, "login": 1000}, False),
+        ({"audit": 6, "keepers_audit": 5}, True),
+        ({"audit": 6, "keepers_audit": None}, True),
+    ],
+)
+def test_only_an_audit_session_that_was_made_for_the_command_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], found: bool
+) -> None:
+    """In a container no login can be made: the session is that in which somebody has started the agent."""
+    kit = Kit(tmp_path, monkeypatch)
+    kit.keep(by_cgroup=False, **{"login": 0, **more})
+    monkeypatch.setattr(leftbehind, "_in_audit_sessions", lambda wanted: {one: {os.getpid()} for one in wanted})
+    assert [one["id"] for one in kit.left.listed(ADMIN)] == ([NAME] if found else [])
+    if not found:
+        with pytest.raises(UsageError):
+            kit.end()
+    assert not kit.sent
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("twin", [True, False])
+def test_a_command_s_file_says_in_which_audit_session_its_keeper_is(twin: bool) -> None:
+    sessions = Sessions(twin=twin)
+    try:
+        state = sessions.open("a", "true", whole=True)
+        assert state["keepers_audit"] == spawn.login()[1]
+    finally:
+        sessions.close()

@@ -2,8 +2,8 @@
 (``&``, ``nohup``, ``setsid``). Nobody waits for them; whoever ran the command, and administrators, list and end them.
 
 They are found again by the command's cgroup; where a module of PAM has moved it elsewhere, by its audit session, which
-no process can leave. On a node that has neither they are counted when the command ends, and not found again. Of each
-command a file stays, until the first look that finds nothing of it.
+no process can leave, if it got one of its own. On a node that has neither they are counted when the command ends, and
+not found again. Of each command a file stays, until the first look that finds nothing of it.
 """
 
 from __future__ import annotations
@@ -94,6 +94,14 @@ def _host(state: Mapping[str, Any]) -> set[int]:
     return {state["pid"]} if started_at(state["pid"]) == state.get("start") != 0 else set()
 
 
+def _audit(state: Mapping[str, Any]) -> int | None:
+    """The audit session of the command; ``None``: it has none of its own. Where no login could be made for it (in most
+    containers), it is in that of its keeper, with the agent and all that whoever started them has started."""
+    audit: int | None = state["audit"]
+    own = audit != state.get("keepers_audit", audit) and state["login"] == state["uid"]
+    return audit if own else None
+
+
 def _in_audit_sessions(wanted: Iterable[int]) -> dict[int, set[int]]:
     """The processes of each audit session."""
     found: dict[int, set[int]] = {session: set() for session in wanted}
@@ -112,12 +120,16 @@ def _in_audit_sessions(wanted: Iterable[int]) -> dict[int, set[int]]:
 def _there(directory: str) -> dict[str, tuple[dict[str, Any], set[int]]]:
     """The commands of which processes live. The others are forgotten."""
     states = {name: read_state(f"{directory}/{name}{SUFFIX}") for name in _names(directory)}
-    by_audit = {s["audit"] for s in states.values() if s and not s.get("by_cgroup") and s["audit"] is not None}
+    by_audit = {a for s in states.values() if s and not s.get("by_cgroup") and (a := _audit(s)) is not None}
     hosts = {name: _host(state) for name, state in states.items() if state is not None}
     of_session = _in_audit_sessions(by_audit)
     found = {}
     for name, state in states.items():
-        pids = set() if state is None else _in_cgroups(state) | (of_session.get(state["audit"], set()) - hosts[name])
+        pids = set[int]()
+        if state is not None:
+            audit = None if state.get("by_cgroup") else _audit(state)
+            in_session = set[int]() if audit is None else of_session[audit]
+            pids = _in_cgroups(state) | (in_session - hosts[name])
         if state is None or not pids:
             _forget(directory, name)
         else:

@@ -101,6 +101,7 @@ def prepare(request: Mapping[str, Any]) -> Prepared:
     )
     weight = cgroups.COMMAND_WEIGHT if request.get("whole") else 0
     made.cgroups = cgroups.enter(f"{made.id}-{os.getpid()}", int(request["tasks"]), weight)
+    keepers_audit = spawn.login()[1]
     try:
         log_in(person.pw_uid)
         _open(made)
@@ -118,6 +119,7 @@ def prepare(request: Mapping[str, Any]) -> Prepared:
         "rows": made.size[0],
         "cols": made.size[1],
         "cgroups": made.cgroups,
+        "keepers_audit": keepers_audit,
         "began": time.time_ns(),
         **{key: request[key] for key in KEPT if key in request},
     }
