@@ -18,7 +18,8 @@ from test_executing_owed import ANN, FULL
 from test_executing_owed import Agent as Core
 
 from pact.agent import leftbehind
-from pact.agent.leftbehind import GIVE_UP_S, GRACE_S, LeftBehind
+from pact.agent.leftbehind import AGAIN_S, GIVE_UP_S, GRACE_S, LOOK_S, LeftBehind
+from pact.agent.sessionfiles import read_state
 from pact.core.node.events import Caller
 from pact.errors import UnreachableError, UsageError
 from pact.model import Actor
@@ -184,3 +185,52 @@ def test_a_command_s_file_says_in_which_audit_session_its_keeper_is(twin: bool) 
         assert state["keepers_audit"] == spawn.login()[1]
     finally:
         sessions.close()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands whose files are read."""
+    found: list[str] = []
+
+    def read(path: str) -> Any:
+        found.append(Path(path).stem)
+        return read_state(path)
+
+    monkeypatch.setattr(leftbehind, "read_state", read)
+    return found
+
+
+def test_what_is_there_is_looked_for_once_a_second_and_something_new_at_once(kit: Kit, looks: list[str]) -> None:
+    for _ in range(10):
+        assert [one["processes"] for one in kit.left.listed(ADMIN)] == [1]
+    assert looks == [NAME]
+    kit.keep("x1f.38")
+    assert {one["id"] for one in kit.left.listed(ADMIN)} == {NAME, "x1f.38"} and len(looks) == 3
+    kit.pids.add(os.getpid())
+    kit.after(AGAIN_S)
+    assert [one["processes"] for one in kit.left.listed(ADMIN)] == [2, 2]
+
+
+def test_what_has_ended_is_listed_no_more(kit: Kit, process: int) -> None:
+    assert kit.left.listed(ADMIN)
+    kit.end()
+    end_it(process)
+    kit.pids.clear()
+    kit.after(LOOK_S)
+    assert kit.agent.said and not kit.left.listed(ADMIN)
+
+
+def test_while_something_is_ended_nothing_else_is_looked_at(kit: Kit, process: int, looks: list[str]) -> None:
+    for n in range(5):
+        kit.keep(f"x2.{n}")
+    kit.end()
+    assert looks == [NAME]
+    for _ in range(int(GRACE_S / LOOK_S) - 1):
+        kit.after(LOOK_S)
+    assert looks == [NAME], "one that is known lives"
+    kit.after(2 * LOOK_S)
+    assert looks == [NAME] * 2 and kit.sent[-1] == signal.SIGKILL, "all of them are killed"
+    end_it(process)
+    kit.pids.clear()
+    kit.after(LOOK_S)
+    assert set(looks) == {NAME} and kit.agent.said

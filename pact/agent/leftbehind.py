@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +41,7 @@ CALL: Final = re.compile(r"[0-9a-f]{1,16}\.[0-9]{1,16}")
 GRACE_S: Final = 0.4  # between SIGTERM and SIGKILL
 GIVE_UP_S: Final = 5.0
 LOOK_S: Final = 0.05
+AGAIN_S: Final = 1.0  # how old what is said may be, where a look reads many files
 OWED_S: Final = 1.0  # how often it is looked whether the journal can be written again
 
 
@@ -68,6 +69,13 @@ def _make_room(directory: str) -> None:
         _forget(directory, name)
 
 
+def _kept(directory: str) -> set[str]:
+    try:
+        return {n.removesuffix(SUFFIX) for n in os.listdir(directory) if n.endswith(SUFFIX)}
+    except OSError:
+        return set()
+
+
 def _names(directory: str) -> list[str]:
     """The oldest first."""
 
@@ -77,10 +85,7 @@ def _names(directory: str) -> list[str]:
         except OSError:
             return 0.0
 
-    try:
-        return sorted((n.removesuffix(SUFFIX) for n in os.listdir(directory) if n.endswith(SUFFIX)), key=when)
-    except OSError:
-        return []
+    return sorted(sorted(_kept(directory)), key=when)
 
 
 def _in_cgroups(state: Mapping[str, Any]) -> set[int]:
@@ -117,9 +122,10 @@ def _in_audit_sessions(wanted: Iterable[int]) -> dict[int, set[int]]:
     return found
 
 
-def _there(directory: str) -> dict[str, tuple[dict[str, Any], set[int]]]:
-    """The commands of which processes live. The others are forgotten."""
-    states = {name: read_state(f"{directory}/{name}{SUFFIX}") for name in _names(directory)}
+def _there(directory: str, only: Collection[str] | None = None) -> dict[str, tuple[dict[str, Any], set[int]]]:
+    """The commands of which processes live. The others are forgotten. ``only``: look at no others."""
+    names = [name for name in _names(directory) if only is None or name in only]
+    states = {name: read_state(f"{directory}/{name}{SUFFIX}") for name in names}
     by_audit = {a for s in states.values() if s and not s.get("by_cgroup") and (a := _audit(s)) is not None}
     hosts = {name: _host(state) for name, state in states.items() if state is not None}
     of_session = _in_audit_sessions(by_audit)
@@ -181,6 +187,8 @@ class Ending:
     token: int
     count: int
     began_s: float
+    pids: set[int]  # those that the last look found
+    look_s: float  # when it is looked whether there are others
 
 
 class LeftBehind:
@@ -192,30 +200,24 @@ class LeftBehind:
         self._ending: list[Ending] = []
         self._records = CommandRecords(agent, _nothing_to_forget, now_s)
         self._look_s = 0.0
+        self._listed: list[tuple[dict[str, Any], dict[str, Any]]] = []  # of each command its state, and what is said
+        self._listed_names: set[str] = set()
+        self._listed_s = -AGAIN_S
 
     def listed(self, caller: Caller) -> list[dict[str, Any]]:
         """The commands that have left something behind, and that the caller may see."""
-        return [
-            {
-                "id": name,
-                "user": state["person"],
-                "account": state["account"],
-                "uid": state["uid"],
-                "command": shown(state["command"]),
-                "since": rfc3339(state["began"]),
-                "processes": len(pids),
-                "programs": _programs(sorted(pids)[:PIDS_MAX]),
-                "pids": sorted(pids)[:PIDS_MAX],
-            }
-            for name, (state, pids) in _there(self._directory).items()
-            if _may(state, caller)
-        ]
+        names, now_s = _kept(self._directory), self._now_s()
+        if names != self._listed_names or now_s >= self._listed_s + AGAIN_S:
+            there = _there(self._directory)
+            self._listed = [(state, _said(name, state, pids)) for name, (state, pids) in there.items()]
+            self._listed_names, self._listed_s = set(there), now_s
+        return [said for state, said in self._listed if _may(state, caller)]
 
     def end(self, client: Client, name: str) -> None:
         """Ask them to end, and kill what stays; the answer comes when none lives. Who asked is on record before: this
         agent may end before the processes do. Raises PactError."""
         self._agent.require_journal()
-        found = _there(self._directory).get(name)
+        found = _there(self._directory, (name,)).get(name)
         if found is None:
             said = printable(os.fsencode(name))[:64]
             raise UsageError(f"nothing of command {said} is left here", "pact sessions shows what is")
@@ -223,7 +225,8 @@ class LeftBehind:
         if not _may(state, client.caller):
             raise DeniedError(f"to end what command {name} has left behind is for the person who ran it")
         token = self._agent.next_token()
-        one = Ending(name, state, client, token, len(pids), self._now_s())
+        now_s = self._now_s()
+        one = Ending(name, state, client, token, len(pids), now_s, pids, now_s + GRACE_S)
         begins = _executed(one, "ends what it had left behind")
         self._agent.step(CommandsTold(*self._agent.now(), [(begins, client.caller.actor)]))
         self._agent.require_journal()
@@ -238,9 +241,9 @@ class LeftBehind:
         if not self._ending or now_s < self._look_s:
             return
         self._look_s = now_s + LOOK_S
-        there = _there(self._directory)
+        self._look(now_s)
         for one in list(self._ending):
-            pids = there[one.name][1] if one.name in there else set()
+            pids = one.pids
             if pids and now_s < one.began_s + GIVE_UP_S:
                 if now_s >= one.began_s + GRACE_S:
                     _signal(pids, signal.SIGKILL)
@@ -253,6 +256,18 @@ class LeftBehind:
             told = partial(self._answer, one, len(pids))
             self._records.end(f"{one.name} {one.token}", _executed(one, done), one.client.caller.actor, told)
             self._records.turn(alone=True)
+
+    def _look(self, now_s: float) -> None:
+        """Look for all processes of what is ended; of those of which a known one lives, only now and then."""
+        due = [
+            one
+            for one in self._ending
+            if now_s >= min(one.look_s, one.began_s + GIVE_UP_S) or not any(map(cgroups.living, one.pids))
+        ]
+        there = _there(self._directory, {one.name for one in due}) if due else {}
+        for one in due:
+            one.pids = there[one.name][1] if one.name in there else set()
+            one.look_s = now_s + AGAIN_S
 
     def _answer(self, one: Ending, stay: int) -> None:
         agent, client = self._agent, one.client
@@ -274,6 +289,22 @@ class LeftBehind:
         if self._ending:
             return max(0.0, self._look_s - self._now_s())
         return OWED_S if self._records.busy else None
+
+
+def _said(name: str, state: Mapping[str, Any], pids: Iterable[int]) -> dict[str, Any]:
+    """What is said of a command to those who may see it."""
+    found = sorted(pids)
+    return {
+        "id": name,
+        "user": state["person"],
+        "account": state["account"],
+        "uid": state["uid"],
+        "command": shown(state["command"]),
+        "since": rfc3339(state["began"]),
+        "processes": len(found),
+        "programs": _programs(found[:PIDS_MAX]),
+        "pids": found[:PIDS_MAX],
+    }
 
 
 def _executed(one: Ending, done: str) -> Executed:
