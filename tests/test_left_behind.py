@@ -150,10 +150,11 @@ def test_a_command_is_ended_before_anybody_hears_so(sessions: Sessions) -> None:
 def test_they_are_found_by_their_audit_session_where_they_are_in_no_cgroup_of_their_own(sessions: Sessions) -> None:
     """A module of PAM moves sessions into a scope of the login manager."""
     state = sessions.open("a", "setsid -f sleep 300", whole=True)
-    if leftbehind._audit(state) is None:
-        pytest.skip("no audit session can be made")
     assert sessions.attach("a").end() == {"exit": 0, "left": 1}
     leftbehind.keep(str(sessions.place), "x1.1", {**sessions.state("a"), "cgroups": []}, 7)
+    if leftbehind._audit(state) is None:  # this machine makes none: then nothing passes for it
+        assert not leftbehind._there(str(sessions.place))
+        return
     (found,) = leftbehind._there(str(sessions.place)).values()
     (pid,) = found[1]
     assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"

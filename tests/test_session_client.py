@@ -194,6 +194,28 @@ def test_a_session_that_is_busy_is_hung_up_when_it_listens_again(
     assert ((b"S", b"HUP") in found) == hears
 
 
+@pytest.mark.parametrize("at", range(1, 9))
+def test_whenever_the_last_has_gone_out_the_client_ends(at: int) -> None:
+    """Also between two looks at whether it has."""
+    null, full = os.open("/dev/null", os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+    asked: list[int] = []
+
+    def unsent() -> bool:
+        asked.append(1)
+        return len(asked) < at
+
+    def session(there: socket.socket) -> None:
+        there.sendall(said(b"A", {}) + frame(b"O", b"x"))
+        heard(there, [])
+
+    with talking(session) as here:
+        ended = Client(here, terminal=False, stdin=null, stdout=full, unsent=unsent).run()
+        here.shutdown(socket.SHUT_RDWR)
+    os.close(null)
+    os.close(full)
+    assert (ended.code, ended.left) == (1, False)
+
+
 @pytest.mark.parametrize("goes_out", [True, False])
 def test_a_session_is_hung_up_when_all_has_gone_out_that_its_way_has_taken(
     goes_out: bool, monkeypatch: pytest.MonkeyPatch

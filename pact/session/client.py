@@ -214,10 +214,11 @@ class Client:
 
     def _loop(self, signals: int, again: Callable[[], None]) -> Ended:
         link = self.sock.fileno()
-        while self._ended is None or self._waiting or self._hangs_up:
+        # Asked once in each turn: a turn that begins with an answer and goes on with another would wait for nothing.
+        while (hangs_up := self._hangs_up) or self._ended is None or self._waiting:
             wanted = {signals: select.POLLIN}
             pending, sink = False, -1
-            if self._ended is None or self._hangs_up:
+            if self._ended is None or hangs_up:
                 wanted[link] = select.POLLIN | (select.POLLOUT if self._out else 0)
                 pending = self._pending()
                 if self._ended is None and self._input_open and self._may > 0 and len(self._out) < READ:
@@ -225,7 +226,7 @@ class Client:
             if self._waiting:
                 sink = self.sinks[self._waiting[0][0]].fd
                 wanted[sink] = wanted.get(sink, 0) | select.POLLOUT
-            ready = _polled(wanted, 0 if pending else TICK_MS if self._hangs_up else self._tick_ms)
+            ready = _polled(wanted, 0 if pending else TICK_MS if hangs_up else self._tick_ms)
             if signals in ready:
                 left = self._signalled(os.read(signals, 64), again)
                 if left is not None:
@@ -236,7 +237,7 @@ class Client:
             if typed and (left := self._typed()) is not None:
                 self._flush()
                 return left
-            if (self._ended is None or self._hangs_up) and (pending or not ready or link in ready):
+            if (self._ended is None or hangs_up) and (pending or not ready or link in ready):
                 self._from_session()
             self._flush()
         # It goes on, because it could not be told.
