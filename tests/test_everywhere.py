@@ -16,7 +16,7 @@ import pytest
 
 from pact.cli import everywhere
 from pact.cluster.client import Parts
-from pact.errors import UnreachableError
+from pact.errors import UnreachableError, UsageError
 
 
 class Cut:
@@ -54,6 +54,40 @@ def test_what_came_before_the_connection_was_lost_is_shown(
         with pytest.raises(UnreachableError, match="lost contact"):
             everywhere.run(args, ["true"])
         assert ("good" in capfd.readouterr().out) == bool(names)
+
+
+@pytest.mark.parametrize("later", ["n[7-9]", ""])
+def test_a_group_is_looked_up_once_and_what_has_come_is_shown(
+    later: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A group of idle nodes names others once the command runs, or its lookup fails: that lost all that had come."""
+    looked, asked = [], []
+
+    def resolved(text: str) -> str:
+        looked.append(text)
+        if len(looked) > 1 and not later:
+            raise UsageError("the batch system does not answer")
+        return "n[1-3]" if len(looked) == 1 else later
+
+    class Asked(Cut):
+        def ask(self, op: str, fields: Any, nodes: str, *_: Any) -> Iterator[Any]:
+            asked.append(nodes)
+            yield from super().ask()
+
+    @contextmanager
+    def connected(_: Any) -> Iterator[Any]:
+        yield Asked("n1")
+
+    args = argparse.Namespace(timeout=None, output_max=1 << 20, live=False, json=True, no_stdin=True, nodes="@idle")
+    monkeypatch.setattr(everywhere.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(everywhere, "connected", connected)
+    monkeypatch.setattr("pact.cluster.nodesets.resolved", resolved)
+    with pytest.raises(UnreachableError):
+        everywhere.run(args, ["true"])
+    said = orjson.loads(capfd.readouterr().out)
+    assert said["nodes"]["n1"]["stdout"] == "good\n"
+    assert said["failed"] == {"n[2-3]": everywhere.NO_ANSWER}
+    assert asked == ["n[1-3]"] and looked == ["@idle"]
 
 
 def test_whoever_reads_slowly_is_waited_for_and_the_tree_hears_that(monkeypatch: pytest.MonkeyPatch) -> None:

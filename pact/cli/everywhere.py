@@ -134,8 +134,12 @@ class Everywhere:
         return [name for name, one in self.nodes.items() if one.end is not None and not one.done]
 
     def settle(self, nodes: str, why: str, silent: str) -> None:
-        """It has ended here. Of each node something is said: ``why`` where it runs, ``silent`` where no answer came."""
-        from pact.cluster.nodesets import NodeSets, resolved
+        """It has ended here. Of each node something is said: ``why`` where it runs, ``silent`` where no answer came.
+
+        ``nodes``: as they were asked, without groups: a group of idle nodes names others by now. It raises nothing:
+        what has come is still to be shown.
+        """
+        from pact.cluster.nodesets import NodeSets
 
         for name in self.open():
             self.nodes[name].finish({"why": why})
@@ -143,7 +147,10 @@ class Everywhere:
         for each in (text for texts in self.failed.values() for text in texts):
             with contextlib.suppress(UsageError):
                 failed.update(sets.expand(each))
-        for name in sets.expand(resolved(nodes)):
+        asked: list[str] = []
+        with contextlib.suppress(UsageError):
+            asked = sets.expand(nodes)
+        for name in asked:
             if name not in failed:
                 one = self.nodes.setdefault(name, Output(name))
                 if not one.done:
@@ -268,6 +275,7 @@ class Everywhere:
 
 def run(args: argparse.Namespace, words: list[str]) -> int:
     """Carry it out. Returns the exit code. Raises PactError."""
+    from pact.cluster.nodesets import resolved
     from pact.session.client import heeded
 
     limit_s = args.timeout / NS_PER_S if args.timeout else LIMIT_S
@@ -289,10 +297,11 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     lost: PactError | None = None
     for number in heeded(signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    nodes = resolved(args.nodes)  # once: who is asked, and of whom something is said, are the same nodes
     with connected(patient) as client:
         all_ = Everywhere(client, live=bool(fields.get("live")))
         try:
-            all_.ask(fields, args.nodes, limit_s)
+            all_.ask(fields, nodes, limit_s)
         except KeyboardInterrupt:
             interrupted = True
         except PactError as exc:
@@ -301,9 +310,9 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     if lost is not None and not (all_.nodes or all_.failed):
         raise lost
     if interrupted:
-        all_.settle(args.nodes, CANCELLED, CANCELLED)
+        all_.settle(nodes, CANCELLED, CANCELLED)
     elif isinstance(lost, UnreachableError):
-        all_.settle(args.nodes, LOST, NO_ANSWER)
+        all_.settle(nodes, LOST, NO_ANSWER)
     for name in all_.open():  # they have not said their end in time
         all_.nodes[name].finish({"why": LOST})
     (_as_json if args.json else _as_text)(all_)
