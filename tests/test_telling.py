@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pact.agent.telling import Tellers
+from pact.agent import telling
+from pact.agent.telling import FOLLOW_PAGE, Tellers
 from pact.agent.worker import Result
 from pact.core.node.events import Ticked
+from pact.core.records import seal
+from pact.journal.sqlite import SqliteJournal
 
 pytestmark = pytest.mark.invariant("S7")
 
@@ -94,3 +100,83 @@ def test_who_does_not_take_his_answer_gets_no_other_before() -> None:
     shell.full.clear()
     shell.tellers.turn()
     assert shell.run() == ["b1", "b1", "a1", "a1"]
+
+
+RECORDS = 2_000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A journal whose first, whose middle and whose last record are of one type, and all others of another."""
+    path, rows, prev = str(tmp_path / "journal.db"), [], ""
+    journal = SqliteJournal(path)
+    prev = journal.hash
+    for seq in range(RECORDS):
+        type_ = "denied" if seq in (0, RECORDS // 2, RECORDS - 1) else "drift_detected"
+        rows.append(seal(seq, prev, "2026-01-01T00:00:00.000000Z", seq, "n1", type_, {}, {}))
+        prev = rows[-1][0].hash
+    journal.append(rows, {})
+    journal.close()
+    return path
+
+
+def test_a_type_of_few_records_is_found_by_its_index_and_no_piece_reads_all_of_them(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All records after an old one were parsed in one piece: a viewer held up everybody's long answers by that."""
+    parsed, own = itertools.count(), telling.strict.own
+
+    def counted(data: bytes) -> Any:
+        next(parsed)
+        return own(data)
+
+    monkeypatch.setattr(telling, "strict", SimpleNamespace(own=counted))
+    veil: Any = SimpleNamespace(record_line=lambda body, hash_, caller: str(own(body)["seq"]).encode())
+    caller: Any = None
+    steps = itertools.count()
+    with_steps = SqliteJournal.__init__
+
+    def opened(self: Any, *args: Any, **named: Any) -> None:
+        with_steps(self, *args, **named)
+        self._open.set_progress_handler(lambda: next(steps) < 0, 100)
+
+    monkeypatch.setattr(SqliteJournal, "__init__", opened)
+    for count in (None, 3, 2, 1):
+        request: Any = SimpleNamespace(count=count, since="", type="denied")
+        said = [line for line in telling._newest(path, caller, veil, request, [-1]) if line]
+        wanted = [0, RECORDS // 2, RECORDS - 1][-count if count else 0 :]
+        assert said == [b'{"record":%d}' % seq for seq in wanted]
+    assert list(telling.log(path, caller, veil, 3, "", "denied"))[-1] == telling.END
+    assert next(parsed) < FOLLOW_PAGE
+    assert next(steps) * 100 < RECORDS, "of the database, too"
+    everything = [line for line in telling._since(path, caller, veil, 7, [-1]) if line]
+    assert everything == [b'{"record":%d}' % seq for seq in range(7, RECORDS)]
+
+
+def test_who_looks_for_the_oldest_record_to_be_told_lets_others_go_between(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    newest = SqliteJournal.newest
+
+    def counted(self: Any, *args: Any, **named: Any) -> Iterator[tuple[bytes, str]]:
+        for row in newest(self, *args, **named):
+            read.append(row)
+            yield row
+
+    monkeypatch.setattr(SqliteJournal, "newest", counted)
+    monkeypatch.setattr(telling, "ANSWER_PIECE_S", 0.0)  # what a slow disk makes of it
+    veil: Any = SimpleNamespace(record_line=lambda *_: b"{}")
+    caller: Any = None
+    request: Any = SimpleNamespace(count=None, since="", type="")
+    lines = telling._newest(path, caller, veil, request, [-1])
+    said = []
+    for turn in itertools.count(1):
+        before = len(read)
+        piece, whole = telling._piece(lines)
+        assert len(read) <= before + 1, "a piece ends when its time is over, also if it says nothing"
+        said += piece
+        if whole:
+            break
+        assert turn <= 3 * RECORDS
+    assert len(b"".join(said).splitlines()) == RECORDS == len(read)

@@ -44,6 +44,7 @@ END: Final = b'{"end":true}'
 FAR_MAX: Final = BODY_MAX
 FOLLOW_MAX: Final = 10_000
 FOLLOW_PAGE: Final = 50  # records
+NOTHING: Final = b""  # said instead of a line by who has worked and has none yet: the piece may end here
 
 
 def tell(
@@ -146,15 +147,17 @@ class Tellers:
 
 
 def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """The next lines as they are sent, joined, and whether they are the last."""
+    """The next lines as they are sent, joined (none if there are none yet), and whether they are the last."""
     out: list[bytes] = []
-    size, ends_s = 0, time.monotonic() + ANSWER_PIECE_S
+    size, ends_s, whole = 0, time.monotonic() + ANSWER_PIECE_S, True
     for line in lines:
-        out += [line, b"\n"]
-        size += len(line)
+        if line is not NOTHING:
+            out += [line, b"\n"]
+            size += len(line)
         if size >= ANSWER_PIECE or time.monotonic() >= ends_s:
-            return [b"".join(out)], False
-    return [b"".join(out)], True
+            whole = False
+            break
+    return [b"".join(out)] if out else [], whole
 
 
 def _far_piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
@@ -205,19 +208,21 @@ def _newest(path: str, caller: Caller, veil: Veil, request: ops.Log, told: list[
     with closing(SqliteJournal(path, read_only=True)) as journal:
         told[0] = journal.seq
         found = journal.newest(request.count, since=request.since, type_=request.type)
-        oldest = deque((body for body, _ in islice(found, FOLLOW_MAX)), 1)
+        oldest = NOTHING
+        for oldest, _ in islice(found, FOLLOW_MAX):  # noqa: B007  (the last one is what is wanted)
+            yield NOTHING
     if oldest:
-        yield from _since(path, caller, veil, strict.own(oldest[0])["seq"], told, request.type)
+        yield from _since(path, caller, veil, strict.own(oldest)["seq"], told, request.type)
 
 
 def _since(path: str, caller: Caller, veil: Veil, first: int, told: list[int], type_: str = "") -> Iterator[bytes]:
     """Records from ``first`` on, of this type if it is not empty. ``told`` becomes the number of the last."""
     with closing(SqliteJournal(path, read_only=True)) as journal:
         told[0] = journal.seq
-        for at in range(first, journal.seq + 1, FOLLOW_PAGE):
-            for hash_, body in journal.bodies(at, FOLLOW_PAGE):
-                if not type_ or strict.own(body)["type"] == type_:
-                    yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}"
+        while page := list(journal.bodies(first, FOLLOW_PAGE, type_)):
+            for hash_, body in page:
+                yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}"
+            first = strict.own(page[-1][1])["seq"] + 1
 
 
 def show(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int) -> Iterator[bytes]:

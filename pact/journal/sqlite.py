@@ -441,12 +441,13 @@ class SqliteJournal:
 
     def newest(self, count: int | None, *, since: str = "", type_: str = "") -> Iterator[tuple[bytes, str]]:
         before, left = self.seq + 1, self.seq + 1 if count is None else count
+        of = "type = ?" if type_ else "'' = ?"  # with "or" in it, the index would not serve
         while left > 0:  # in pages: no reader holds memory, or a transaction, for long
             page = list(
                 self._rows(
-                    "SELECT body, hash, seq FROM record WHERE seq < ? AND time >= ? AND (? = '' OR type = ?)"
+                    f"SELECT body, hash, seq FROM record WHERE {of} AND seq < ? AND time >= ?"
                     " ORDER BY seq DESC LIMIT ?",
-                    (before, since, type_, type_, min(left, PAGE_ROWS)),
+                    (type_, before, since, min(left, PAGE_ROWS)),
                 )
             )
             if not page:
@@ -454,10 +455,12 @@ class SqliteJournal:
             yield from ((body, hash_) for body, hash_, _ in page)
             before, left = page[-1][2], left - len(page)
 
-    def bodies(self, first: int, limit: int) -> Iterator[tuple[str, bytes]]:
-        """Hash and canonical bytes of at most ``limit`` records from ``first`` on."""
+    def bodies(self, first: int, limit: int, type_: str = "") -> Iterator[tuple[str, bytes]]:
+        """Hash and canonical bytes of at most ``limit`` records from ``first`` on, of this type if it is not empty."""
+        of = "type = ?" if type_ else "'' = ?"
         yield from self._rows(
-            "SELECT hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?", (first, self.seq, limit)
+            f"SELECT hash, body FROM record WHERE {of} AND seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+            (type_, first, self.seq, limit),
         )
 
     def get(self, seq: int) -> Record | None:
