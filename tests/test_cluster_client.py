@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import socket
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import zmq
 from cluster_kit import Kit, free_ports
 
 from pact.cli import main
-from pact.cluster.client import Result, RootClient
+from pact.cluster.client import Parts, Result, RootClient
+from pact.core.tree import wire
 from pact.core.tree.wire import Message, message
 from pact.errors import DeniedError, UnreachableError
 from pact.limits import TREE_CLIENTS_EACH_MAX
@@ -321,6 +325,35 @@ def test_who_interrupts_it_is_never_left_waiting(kit: Kit) -> None:
     words = [sys.executable, "-c", INTERRUPTED, kit.secret("olga"), url, kit.public["root1"]]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0 and int(done.stdout) > 100, done
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_what_has_come_before_the_connection_broke_is_read_to_its_end(asks: bool) -> None:
+    """One second after that it was lost, though it waited to be read: who reads slowly never saw it."""
+    client = RootClient.__new__(RootClient)
+    client.url, client._id, client._timeout_s, client._ends_s = "tcp://agg1:7417", 1, 0.0, math.inf
+    client._sent_s = client._heard_s = time.monotonic()
+    client._broken_s = 0.0  # long ago
+    client._monitor = SimpleNamespace(poll=lambda _: 0)  # type: ignore[assignment]
+    got: list[bytes] = []
+    client.on_frames = lambda m: got.append(bytes(m.body))
+    with zmq.Context(1) as context, context.socket(zmq.PAIR) as ours, context.socket(zmq.PAIR) as theirs:
+        theirs.bind("inproc://it")
+        ours.connect("inproc://it")
+        client._sock = ours
+        for n in range(5):
+            theirs.send(wire.encode("frames", {"client": "x", "id": 1, "node": "n1", "n": n}, b"%d" % n))
+            part = {"client": "x", "id": 1, "parts": [[["n1"], 1]]}
+            if asks:
+                theirs.send(wire.encode("parts", part, b"%d" % n))
+        with pytest.raises(UnreachableError, match="lost contact"):
+            if asks:
+                for item in client._answers(None):
+                    assert isinstance(item, Parts)
+                    got.append(item.body)
+            while True:
+                client.pump(0, 1)
+    assert got == [b"%d" % n for n in range(5) for _ in range(1 + asks)]
 
 
 def test_who_was_silent_for_long_is_answered_all_the_same(kit: Kit) -> None:

@@ -317,7 +317,8 @@ class RootClient:
         return None
 
     def _require_contact(self, hint: str) -> None:
-        """What was asked on a connection that has broken is lost, also if ZeroMQ makes a new one. Raises DeniedError,
+        """What was asked on a connection that has broken is lost, also if ZeroMQ makes a new one. Call it when nothing
+        more waits to be read: what has come before it broke is output that a command has made. Raises DeniedError,
         UnreachableError."""
         if (refused := self._refused()) is not None:
             raise refused
@@ -410,13 +411,14 @@ class RootClient:
                     return
             elif message.kind == "sorry":
                 raise UnreachableError(f"{self.url}: {message.head['why'] or 'the session has ended'}", LOOK_FIRST)
-            self._quiet()
+            self._quiet(heard=True)
 
-    def _quiet(self) -> None:
+    def _quiet(self, *, heard: bool = False) -> None:
         now_s = time.monotonic()
         if now_s >= self._ends_s:
             raise UnreachableError(f"{self.url} has not answered within {self._timeout_s:g}s", LOOK_FIRST)
-        self._require_contact(LOOK_FIRST)
+        if not heard:
+            self._require_contact(LOOK_FIRST)
         if now_s - self._sent_s > BEAT_S:
             self._send("beat", {})
 
@@ -468,7 +470,8 @@ class RootClient:
                 self.on_frames(message)
             elif message.kind == "sorry":
                 raise UnreachableError(f"{self.url}: {message.head['why'] or 'the connection has ended'}")
-        self._require_contact("")
+        if not heard:
+            self._require_contact("")
         if time.monotonic() - self._sent_s > BEAT_S:
             self._send("beat", {})
         return heard
