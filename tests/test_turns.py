@@ -73,6 +73,20 @@ def test_so_many_of_one_person_wait(clock: Clock) -> None:
     assert len(list(of.due())) == WAITING_EACH_MAX
 
 
+def test_what_is_cancelled_while_those_before_it_are_handled_is_not_handled(clock: Clock) -> None:
+    """It was looked for among those that wait, where it no longer was: that would have ended the root."""
+    of = Turns()
+    handled(of, asks("ann", 1), clock, 1.0)
+    for id_ in (2, 3, 4):
+        assert not of.take(asks("ann", id_))
+    clock.now_s += 60
+    seen = []
+    for found in of.due():
+        seen.append(found.head["id"])
+        assert of.take(message("cancel", {"id": 3, "client": "ann"}))
+    assert seen == [2, 4] and of.wait_s() is None
+
+
 @pytest.fixture
 def kit(tmp_path: Path) -> Iterator[Hostile]:
     kit = Hostile(tmp_path, NAMES)

@@ -49,9 +49,10 @@ class Turns:
             self._budget.spend(who, time.monotonic() - began_s)
 
     def due(self) -> Iterator[Message]:
-        """Those whose turn has come; each is to be handled before the next is asked for."""
+        """Those whose turn has come; each is to be handled before the next is asked for. Meanwhile others may come, and
+        some be cancelled."""
         for message in list(self._waiting):
-            if self._budget.wait_s(_who(message)) <= 0:
+            if message in self._waiting and self._budget.wait_s(_who(message)) <= 0:
                 self._forget(message)
                 yield message
 
