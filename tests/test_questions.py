@@ -210,10 +210,16 @@ def test_nobody_is_asked_again_for_somebody_who_listens_no_more() -> None:
     c.cut("n1")
     hold(c)
     below(c, "n1", gone=True)
+    assert c.root is not None
+    said: list[Any] = []
+    down = c.root.down
+    c.root.down = lambda kind, head, body=b"": (said.append((kind, head)), down(kind, head, body))  # type: ignore
+    ((call, question),) = c.root.questions.open.items()
     c.up(c.root, "cancel", {"client": "c", "id": 0})
+    assert said == [("drop", {"call": call, "who": question.caller.user})], "each relay bounds them for each person"
     c.mend("n1")
     c.advance(5 * NS_PER_S)
-    assert holds(c, "n1") == 0 and not c.root.questions.open  # type: ignore[union-attr]
+    assert holds(c, "n1") == 0 and not c.root.questions.open
 
 
 @pytest.mark.invariant("T6", "G3")

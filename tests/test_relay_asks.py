@@ -166,3 +166,24 @@ def test_an_aggregator_that_comes_back_hears_for_which_calls_nobody_waits() -> N
     for n in range(1000):
         drop(f"2.{n}")
     assert back(4) == [f"2.{n}" for n in range(744, 1000)]
+
+
+@pytest.mark.invariant("S8")
+def test_who_asks_and_cancels_all_the_time_pushes_out_nobody_else_s() -> None:
+    """An administrator's command ran on below an aggregator that was away: it was never told."""
+    b = Bench()
+
+    def drop(call: str, who: str) -> None:
+        b.relay.from_parent(message("drop", {"call": call, "who": who}), b.t)
+
+    def back(session: int) -> list[tuple[str, str]]:
+        said = b.hello(AGG1, session, rid=f"a{session}".encode())
+        return [(m.head["call"], m.head["who"]) for m in said if m.kind == "drop"]
+
+    drop("1.1", "root")
+    for n in range(1000):
+        drop(f"2.{n}", "ann")
+    drop("1.2", "root")
+    said = back(1)
+    assert said[0] == ("1.1", "root") and said[-1] == ("1.2", "root"), "the relay below bounds them in the same way"
+    assert len(said) == 256 and said[1] == ("2.746", "ann")

@@ -95,7 +95,7 @@ def test_the_aggregator_that_leads_to_the_client_hears_it_too() -> None:
     effects = tree.relay.from_parent(message("drop", head), tree.t)
     assert [rid for e in effects if isinstance(e, ToChildren) for rid in e.rids] == [b"agg1"]
     (said,) = tree.heard(effects)
-    assert (said.kind, {**said.head}) == ("drop", head)
+    assert (said.kind, {**said.head}) == ("drop", {**head, "who": ""})
     assert tree.relay.from_parent(message("drop", head), tree.t) == []
 
 

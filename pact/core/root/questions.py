@@ -325,7 +325,7 @@ class Questions(Replies):
             if late:
                 for name in sorted(question.waiting):
                     self._lose(question, name, LATE)
-                self.root.down("drop", {"call": question.id})
+                self.root.down("drop", {"call": question.id, "who": question.caller.user})
             self._finish_if_done(question)
         self._take_up([x for x in self._later if x.until_ns <= t_ns])
 
@@ -343,7 +343,7 @@ class Questions(Replies):
         for question in list(self.open.values()):
             if question.client == client and id_ in (0, question.client_id):
                 del self.open[question.id]
-                self.root.down("drop", {"call": question.id})
+                self.root.down("drop", {"call": question.id, "who": question.caller.user})
 
     # -- clients ------------------------------------------------------------------------------------------------
 

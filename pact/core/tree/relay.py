@@ -134,7 +134,8 @@ class Relay:
         self._hello_second = 0
         self._asked_ns: dict[str, int] = {}  # child -> when open calls were last sent to it again
         self._ask_later: set[str] = set()
-        self._dropped: dict[str, int] = {}  # calls for which nobody waits any more -> until when that is said again
+        #: Calls for which nobody waits any more -> until when that is said again, and who had asked; the oldest first.
+        self._dropped: dict[str, tuple[int, str]] = {}
         self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
             "goodbye": self._on_goodbye,
             "events": self._on_events,
@@ -527,7 +528,7 @@ class Relay:
         if kind == "took":
             return self._streamed(self.streams.took(None, head["bytes"]))
         if kind == "drop":
-            return [*self._drop_call(head["call"], not head["client"], t_ns), *self._settled(head)]
+            return [*self._drop_call(head, not head["client"], t_ns), *self._settled(head)]
         if kind == "fleet":
             return self._told_fleet(head, t_ns)
         if kind in wire.TO_CLIENTS:
@@ -739,23 +740,27 @@ class Relay:
         """The fields of ``beat`` (for the uplink)."""
         return {"below": checksum(self.tree.where)}
 
-    def _drop_call(self, call_id: str, unwanted: bool, t_ns: int) -> list[Effect]:
+    def _drop_call(self, head: Head, unwanted: bool, t_ns: int) -> list[Effect]:
         """``unwanted``: nobody waits for it any more. An aggregator that was cut off for a moment knows it still, while
         here its nodes are lost for the call, or the aggregator itself is not back yet: it is told then.  # F90"""
-        call = self.calls.drop(call_id)
+        call = self.calls.drop(head["call"])
         names = dict.fromkeys([*call.direct, *(a for a, rest in call.via.items() if rest)] if call is not None else ())
         if unwanted:
-            self._dropped[call_id] = t_ns + DROPPED_NS
-            while len(self._dropped) > DROPPED_MAX:
-                del self._dropped[next(iter(self._dropped))]
+            self._dropped[head["call"]] = (t_ns + DROPPED_NS, head["who"])
+            if len(self._dropped) > DROPPED_MAX:  # who asks and cancels all the time pushes out nobody else's  # S8
+                ((most, _),) = Counter(who for _, who in self._dropped.values()).most_common(1)
+                del self._dropped[next(c for c, (_, who) in self._dropped.items() if who == most)]
             names |= dict.fromkeys(c.name for c in self.tree.named.values() if c.below is not None)
-        return self._to([c for n in names if (c := self.tree.named.get(n)) is not None], "drop", {"call": call_id})
+        said = {"call": head["call"], "who": head["who"]}
+        return self._to([c for n in names if (c := self.tree.named.get(n)) is not None], "drop", said)
 
     def _drop_again(self, child: Child, t_ns: int) -> list[Effect]:
         if child.below is None:  # what a node was asked through another connection, it has ended
             return []
-        self._dropped = {call: until_ns for call, until_ns in self._dropped.items() if t_ns < until_ns}
-        return [e for call in self._dropped for e in self._to([child], "drop", {"call": call})]
+        self._dropped = {call: (until_ns, who) for call, (until_ns, who) in self._dropped.items() if t_ns < until_ns}
+        return [
+            e for call, (_, who) in self._dropped.items() for e in self._to([child], "drop", {"call": call, "who": who})
+        ]
 
     def _settled(self, head: Head) -> list[Effect]:
         """No stream of this request goes on: the relays on the way to its client forget that."""

@@ -228,8 +228,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         },
         True,
     ),  # client, id: the request whose streams it may open
-    # client, id: the request that it belonged to, of which no stream goes on
-    "drop": Kind(37, {"call": (is_text, NEEDED), "client": (is_text, ""), "id": (is_number, 0)}),
+    # client, id: the request that it belonged to, of which no stream goes on. who: of a call for which nobody waits
+    # any more, the person who had asked; a root of an earlier version does not say it.
+    "drop": Kind(37, {"call": (is_text, NEEDED), "client": (is_text, ""), "id": (is_number, 0), "who": (is_text, "")}),
     "fleet": Kind(
         38,
         {
