@@ -71,6 +71,8 @@ def test_one_that_takes_nobody_is_not_replaced(keeper: Keeper) -> None:
 class Agent:
     """What sessions need of one that runs."""
 
+    journal_error = ""
+
     def __init__(self, place: Path) -> None:
         self.config = SimpleNamespace(
             socket=f"{place}/sock", state_dir=str(place / "state"), shell_sessions=4, shell_roles=("admin",), tasks=9,
