@@ -228,9 +228,20 @@ def test_while_something_is_ended_nothing_else_is_looked_at(kit: Kit, process: i
     for _ in range(int(GRACE_S / LOOK_S) - 1):
         kit.after(LOOK_S)
     assert looks == [NAME], "one that is known lives"
-    kit.after(2 * LOOK_S)
+    kit.after(AGAIN_S)
     assert looks == [NAME] * 2 and kit.sent[-1] == signal.SIGKILL, "all of them are killed"
     end_it(process)
     kit.pids.clear()
     kit.after(LOOK_S)
     assert set(looks) == {NAME} and kit.agent.said
+
+
+def test_only_what_was_seen_just_now_is_killed(kit: Kit, process: int) -> None:
+    """The number of a process that was seen a while ago may be another's by now."""
+    kit.end()
+    kit.after(GRACE_S)
+    for _ in range(int(AGAIN_S / LOOK_S) - 2):
+        kit.after(LOOK_S)
+    assert kit.sent.count(signal.SIGKILL) == 1
+    kit.after(AGAIN_S)
+    assert kit.sent.count(signal.SIGKILL) == 2, "what stays is killed when it was looked again"

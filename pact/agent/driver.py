@@ -278,9 +278,8 @@ class Driver:
                 self.watching.add(self.node.in_turns(fresh))
                 if self.watching.points_moved and fresh:
                     self._save_points()
-                for resource in self.node.in_turns(
-                    here
-                ):  # the last observation may be old, and no more events come for it  # C5
+                # The last observation may be old, and no more events come for it.  # C5
+                for resource in self.node.in_turns(here):
                     if resource in self.watching:
                         self.watching.touch(resource, None)
                 for resource in self.node.in_turns(named):

@@ -177,7 +177,7 @@ def _nothing_to_forget(name: str) -> None:
     """Its file goes when nothing of it lives."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ending:
     """Somebody has what a command left behind ended, and waits for it."""
 
@@ -241,11 +241,11 @@ class LeftBehind:
         if not self._ending or now_s < self._look_s:
             return
         self._look_s = now_s + LOOK_S
-        self._look(now_s)
+        looked = self._look(now_s)
         for one in list(self._ending):
             pids = one.pids
             if pids and now_s < one.began_s + GIVE_UP_S:
-                if now_s >= one.began_s + GRACE_S:
+                if one in looked and now_s >= one.began_s + GRACE_S:  # a number seen a while ago may be another's
                     _signal(pids, signal.SIGKILL)
                 continue
             self._ending.remove(one)
@@ -257,8 +257,9 @@ class LeftBehind:
             self._records.end(f"{one.name} {one.token}", _executed(one, done), one.client.caller.actor, told)
             self._records.turn(alone=True)
 
-    def _look(self, now_s: float) -> None:
-        """Look for all processes of what is ended; of those of which a known one lives, only now and then."""
+    def _look(self, now_s: float) -> list[Ending]:
+        """Look for all processes of what is ended; of those of which a known one lives, only now and then. Returns at
+        which it looked."""
         due = [
             one
             for one in self._ending
@@ -268,6 +269,7 @@ class LeftBehind:
         for one in due:
             one.pids = there[one.name][1] if one.name in there else set()
             one.look_s = now_s + AGAIN_S
+        return due
 
     def _answer(self, one: Ending, stay: int) -> None:
         agent, client = self._agent, one.client
