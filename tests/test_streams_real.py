@@ -304,9 +304,10 @@ def test_who_sends_more_than_anybody_reads_loses_the_stream_and_harms_nobody(kit
             client.stream("n1", head, body)
             client.pump()
         ends = time.monotonic() + 10
-        while not ended and time.monotonic() < ends:
+        # The node's end of the session may come before the reason of whoever cut the stream.
+        while not any(TOO_MUCH in why for why in ended) and time.monotonic() < ends:
             client.pump(100)
-        assert ended and "more on a stream than anybody asked for" in ended[0]
+        assert any(TOO_MUCH in why for why in ended), ended
         client.cancel()
     assert kit.run_pact("shell", "n1", "--", "echo here").stdout == "here\n"
     grown = [rss_kib(kit.processes[n].pid) - kib for n, kib in zip(("root1", "agg1", "n1"), before, strict=True)]
@@ -314,6 +315,7 @@ def test_who_sends_more_than_anybody_reads_loses_the_stream_and_harms_nobody(kit
     kit.end_sessions("n1", "sleep 20")
 
 
+TOO_MUCH = "more on a stream than anybody asked for"
 SINGLE = "import os, time\nfor i in range(20000):\n os.write(1, b'y')\n time.sleep(0.0001)\n"
 
 

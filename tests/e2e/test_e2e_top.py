@@ -276,7 +276,7 @@ def test_the_shell_gets_the_terminal_when_it_is_suspended(agent: Agent, at: Call
     shell = top.terminal.process.pid
     (pid,) = map(int, Path(f"/proc/{shell}/task/{shell}/children").read_text().split())
     top.type("\x1a")
-    text = top.shows("-brkint", "Stopped")
+    text = top.shows("-brkint", "Stopped", " icanon", " echo ")  # to its last line
     assert " echo " in text and " icanon" in text and "-icanon" not in text, text
     top.type("\r")
     top.shows("DRIFTED", "q quit")
