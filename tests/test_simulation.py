@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 import pytest
 
+from pact.core import records
 from pact.core.node import change as life
-from pact.core.node import fold
+from pact.core.node import declare as declaring
+from pact.core.node import fold, tracked
 from pact.core.node.events import FleetTold
 from pact.core.node.state import State
 from pact.core.records import verify
@@ -386,6 +388,15 @@ def live(seed: int, faults: frozenset[str] = frozenset()) -> None:
 @pytest.mark.parametrize("some", blocks(seeds(300), 25), ids=str)
 @pytest.mark.invariant("J1", "J2", "J4", "J5", "J9", "A2", "A4", "R6", "C1", "C5", "U1", "U2", "F3", "R14")
 def test_random_lives_are_safe_and_end_settled(some: range) -> None:
+    each(live, some)
+
+
+@pytest.mark.parametrize("some", blocks(seeds(50), 25), ids=str)
+@pytest.mark.invariant("J6", "R14")
+def test_lives_whose_decisions_take_many_records_are_the_same(some: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two resources fit one record, so that nearly every decision has several."""
+    for module in (records, declaring, tracked):
+        monkeypatch.setattr(module, "PIECE_MAX", 2)
     each(live, some)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pact.core.node import change as life
 from pact.core.node import payloads
-from pact.core.records import Record
+from pact.core.records import Record, is_last, is_later
 from pact.core.units import format_duration
 from pact.model import NS_PER_S, Owner
 from pact.observe.attribution import printable
@@ -129,6 +129,8 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
             (uid, f"{by} committed {what} on {where} ({names}): {said.message}")
             for uid, names in _concerned(said, said.resources)
         ]
+    elif isinstance(said, payloads.RollbackFailed) and not is_last(said.part):
+        pass  # the last one says it
     elif isinstance(said, payloads.RollbackBlocked | payloads.RollbackFailed):
         change = node.state.changes.get(said.change)
         if change is not None:
@@ -155,14 +157,20 @@ def _concerned(
     said: payloads.RolledBack | payloads.Committed, resources: Iterable[str]
 ) -> list[tuple[int | None, str]]:
     """The owner of a change, and the other people who had changed something of it. Each gets only the names of their
-    own part, because names in closed directories are not for everybody."""
+    own part, because names in closed directories are not for everybody. Where a decision has several records, the owner
+    hears of the first."""
     names = sorted(resources)
     whose: dict[int | None, list[str]] = {_person(said.owner): names}
     for resource in names:
         for uid in dict.fromkeys(map(_person, said.also.get(resource, ()))):
             if whose.get(uid) is not names:
                 whose.setdefault(uid, []).append(resource)
-    return [(uid, _names(mine, len(mine))) for uid, mine in whose.items()]
+    if is_later(said.part):
+        del whose[_person(said.owner)]
+    more_follow = not is_last(said.part)
+    return [
+        (uid, _first(mine) if mine is names and more_follow else _names(mine, len(mine))) for uid, mine in whose.items()
+    ]
 
 
 def _person(owner: Owner) -> int | None:
@@ -174,6 +182,11 @@ def _names(resources: Iterable[str], count: int) -> str:
     named = list(resources)[:NAMED_MAX]
     more = f" and {count - len(named)} more" if count > len(named) else ""
     return ", ".join(named) + more
+
+
+def _first(resources: Sequence[str]) -> str:
+    """The first names, where another record has more."""
+    return ", ".join(resources[:NAMED_MAX]) + " and many more"
 
 
 def _clock(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pact.core.node import payloads
-from pact.core.records import Record
+from pact.core.records import Record, is_last
 from pact.host.notify import log
 
 WHY: Final = {
@@ -20,6 +20,8 @@ def say(record: Record) -> None:
     """Log a record, if the service's log should have it."""
     said = payloads.of(record)
     what = record.type.replace("_", " ")
+    if isinstance(said, payloads.RolledBack | payloads.RollbackFailed) and not is_last(said.part):
+        return  # the last one says it
     if isinstance(said, payloads.RolledBack):
         why = WHY.get(said.cause, "")
         few = ", ".join(sorted(said.results)[:5])

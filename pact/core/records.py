@@ -257,6 +257,24 @@ def in_pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
         yield items[at : at + PIECE_MAX]
 
 
+def in_parts(items: Sequence[T]) -> Iterator[tuple[Sequence[T], Sequence[int]]]:
+    """The items of one decision in pieces, each with its number and how many there are, for records that say so;
+    without them if one record is enough."""
+    pieces = list(in_pieces(items)) or [()]
+    for at, piece in enumerate(pieces):
+        yield piece, [at + 1, len(pieces)] if len(pieces) > 1 else ()
+
+
+def is_later(part: Sequence[int]) -> bool:
+    """Whether a record with this ``part`` goes on with a decision that an earlier record has begun."""
+    return bool(part) and part[0] > 1
+
+
+def is_last(part: Sequence[int]) -> bool:
+    """Whether no record of the same decision follows a record with this ``part``."""
+    return not part or part[0] == part[1]
+
+
 def rfc3339(wall_ns: int) -> str:
     """RFC 3339 in UTC with microseconds."""
     whole, rest = divmod(wall_ns, NS_PER_S)

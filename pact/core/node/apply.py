@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pact.core import ops, phases
-from pact.core.node import access, below, bonds, debts, payloads, undo, untold
+from pact.core.node import access, below, bonds, debts, payloads, recording, undo, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Asked, Probe, Probed
 from pact.core.node.jobs import Applying, Job
 from pact.core.node.replies import holder_text
 from pact.core.plan import Step, ordered
+from pact.core.records import in_parts, is_later
 from pact.errors import BlockedError, ConflictError, PactError, UsageError
 from pact.model import Declared, Json, Unreadable
 
@@ -102,21 +103,27 @@ def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
         raise ConflictError(f"{gid} was settled meanwhile")
     cid = member.change if member is not None and member.change in state.changes else node.new_change_id()
     assert cid is not None
-    node.record(
-        payloads.Applied(
-            change=cid,
-            owner=job.caller.owner,
-            message=job.work.message,
-            resources={s.id: s.target for s in steps},
-            baseline=baseline,
-            saves=dict(event.saves),
-            notes=list(event.notes),
-            group=gid,
-            tells=any(s.notify for s in steps),
-            notify={s.id: s.notify for s in steps if s.notify and s.notify != _named(node, s.id, baseline)},
-        ),
-        job.caller.actor,
-    )
+    tells = any(s.notify for s in steps)
+    notify = {s.id: s.notify for s in steps if s.notify and s.notify != _named(node, s.id, baseline)}
+    beside = list(event.saves.keys() - {s.id for s in steps})  # what is kept of others goes with the first
+    for piece, part in in_parts(steps):
+        here, beside = [*(s.id for s in piece), *beside], []
+        node.record(
+            payloads.Applied(
+                change=cid,
+                owner=job.caller.owner,
+                message=job.work.message,
+                resources={s.id: s.target for s in node.in_turns(piece)},
+                baseline={s.id: baseline[s.id] for s in piece if s.id in baseline},
+                saves={r: event.saves[r] for r in here if r in event.saves},
+                notes=[] if is_later(part) else list(event.notes),
+                group=gid,
+                tells=tells,
+                notify={s.id: notify[s.id] for s in piece if s.id in notify},
+                part=part,
+            ),
+            job.caller.actor,
+        )
     job.change, job.steps, job.work.notes, job.work.baseline = cid, steps, list(event.notes), baseline
     node.busy[cid] = job.n
     below.act(node, job, event.saves, (), put_back=False)
@@ -146,7 +153,7 @@ def acted_apply(node: Desk, job: Job[Applying], event: Acted) -> None:
     node.finish(job)
     assert job.change is not None
     if read := {r: debts.RESTORED for r in event.results if r in node.state.telling}:  # who reads these was told  # R14
-        node.record(payloads.Converged(results=read, cause="apply", owed=owed), job.caller.actor)
+        recording.converged(node, read, "apply", job.caller.actor, owed=owed)
     here = {s.id for s in job.steps}
     node.sight(s for s in event.sightings if s.resource in here)
     below.look(node, job, event, job.caller.owner, node.state.changes.get(job.change))

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pact.core.node import debts, payloads
+from pact.core.node import debts
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
 from pact.core.node.jobs import Job
 from pact.core.payload import Saved
 from pact.core.plan import Natures, Step, ordered
-from pact.core.records import in_pieces
-from pact.model import Actor, Attrs, Declared, Observation, Owner, Unreadable, split_id
-from pact.values import NOTHING
+from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
 
 Order = Callable[[Iterable[Step], Natures], tuple[Step, ...]]
 
@@ -158,38 +156,6 @@ def resumed(node: Desk, change: Change) -> list[Step]:
         if declared is not None and resource not in node.state.member_of:
             out.append(replace(Step.back(resource, declared), target=target))
     return out
-
-
-def record_start(
-    node: Desk,
-    change: Change,
-    steps: Sequence[Step],
-    cause: str,
-    actor: Actor,
-    *,
-    saves: Mapping[str, Saved] = NOTHING,
-    also: Mapping[str, Sequence[Owner]] = NOTHING,
-    notes: Sequence[str] = (),
-) -> None:
-    """Record that a rollback of the change begins. It is one decision in several records, so that no record exceeds the
-    journal's limit."""
-    pieces = list(in_pieces(steps)) or [()]
-    beside = saves.keys() - {s.id for s in steps}  # what is kept of others goes with the first
-    for at, piece in enumerate(pieces):
-        kept = [*(s.id for s in piece), *(() if at else beside)]
-        node.record(
-            payloads.RollbackStarted(
-                change=change.id,
-                cause=cause,
-                owner=change.owner,
-                plan=[s.planned() for s in node.in_turns(piece)],
-                saves={r: saves[r] for r in kept if r in saves},
-                notes=() if at else notes,
-                also={s.id: also[s.id] for s in piece if s.id in also},
-                part=[at + 1, len(pieces)] if len(pieces) > 1 else (),
-            ),
-            actor,
-        )
 
 
 def act(

@@ -16,7 +16,7 @@ from pact.core.node.events import AGENT_CALLER, Asked, Caller, Look, Looked, Sig
 from pact.core.node.jobs import Committing, Job
 from pact.core.node.replies import left
 from pact.core.node.select import select, shared_with
-from pact.core.records import in_pieces
+from pact.core.records import in_parts
 from pact.errors import EXIT_DONE, ConflictError, UnreachableError, UsageError
 from pact.model import NS_PER_S, Declared, Json, Owner, Unreadable
 
@@ -208,9 +208,8 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
         change = state.changes[cid]
         ended = sorted(r for r in resources if r in state.ttls)
         split, shared = len(resources) < len(change.members), shared_with(change, resources)
-        parts = list(in_pieces(list(resources)))
         # One decision in several records, so that no record exceeds the journal's limit.
-        for at, names in enumerate(parts):
+        for names, part in in_parts(list(resources)):
             node.record(
                 payloads.Committed(
                     change=cid,
@@ -222,7 +221,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
                     expires_ns=expires_ns,
                     expires=expires,
                     also=shared_with(change, names),
-                    part=[at + 1, len(parts)] if len(parts) > 1 else (),
+                    part=part,
                     owed={r: still[r] for r in names if r in still},
                 ),
                 job.caller.actor,

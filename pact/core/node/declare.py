@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from pact.core import ops
-from pact.core.node import access, below, bonds, debts, payloads, tracked, untold
+from pact.core.node import access, below, bonds, debts, payloads, recording, tracked, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Asked, Probe, Probed, Sighting
@@ -21,7 +21,7 @@ from pact.core.node.state import revised
 from pact.core.plan import Step, anyhow, ordered
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
-from pact.model import AGENT_ACTOR, UNATTRIBUTED, Actor, Declared, Json, Unreadable
+from pact.model import UNATTRIBUTED, Declared, Json, Unreadable
 
 
 def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
@@ -137,9 +137,8 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)
         _declare_done(node, job, result, {})
         return
-    for piece in in_pieces([s for s in steps if s.notify]):  # who is told also after a kill  # R14
-        started = payloads.ConvergeStarted(cause=_cause(request), plan=[s.planned() for s in piece])
-        node.record(started, job.caller.actor)
+    telling = [s for s in steps if s.notify]  # who is told also after a kill  # R14
+    recording.planned(node, telling, _cause(request), job.caller.actor)
     job.steps, work.result = steps, result
     below.act(node, job, event.saves, [s.id for s in steps])
 
@@ -211,7 +210,9 @@ def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     owed = untold.owed(node, job, event)
     node.finish(job)
     below.look(node, job, event, job.caller.owner)
-    record_converged(node, event, owed, _cause(job.work.request), job.caller.actor)
+    recording.converged(
+        node, event.results, _cause(job.work.request), job.caller.actor, owed=owed, reads=node.learn(event)
+    )
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
     moved = node.sight_moved(event, job.caller.owner, None)
@@ -219,23 +220,6 @@ def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     node.recheck(job.ids)
     result = {**job.work.result, "moved": moved, "reads": dict(event.reads)}
     _declare_done(node, job, result, left, owing)
-
-
-def record_converged(
-    node: Desk, event: Acted, owed: Mapping[str, Sequence[str]], cause: str, actor: Actor = AGENT_ACTOR
-) -> None:
-    """Record the results of a plan that no change owns, and who must still be told of them."""
-    reads = node.learn(event)
-    for names in in_pieces(list(event.results)):
-        node.record(
-            payloads.Converged(
-                results={r: event.results[r] or debts.RESTORED for r in names},
-                cause=cause,
-                reads={r: reads[r] for r in names if r in reads},
-                owed={r: owed[r] for r in names if r in owed},
-            ),
-            actor,
-        )
 
 
 def _declare_done(node: Desk, job: Job[Declaring], result: Json, left: Mapping[str, str], owing: str = "") -> None:
@@ -260,15 +244,14 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
         steps.append(below.back(node, sighting.resource, declared, seen))
     job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature))
     # A person may have set the resource by hand since the boot: record what will be overwritten first.
-    for piece in in_pieces(job.steps):
-        node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))
+    recording.planned(node, job.steps, "boot")
     below.act(node, job, {}, job.ids)
 
 
 def acted_boot(node: Desk, job: Job[None], event: Acted) -> None:
     owed = untold.owed(node, job, event)
     node.finish(job)
-    record_converged(node, event, owed, "boot")
+    recording.converged(node, event.results, "boot", owed=owed, reads=node.learn(event))
     node.sight(event.sightings)
     node.sight(event.moved)
     untold.keep(node, event, UNATTRIBUTED, "boot")

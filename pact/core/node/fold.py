@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from pact.core.node.pace import Untracked
 from pact.core.node.state import ALL, RECENT_MAX, Emergency, Hold, State, Ttl, recent_key
 from pact.core.node.windows import Windows
 from pact.core.payload import Value
-from pact.core.records import Record
+from pact.core.records import Record, is_last, is_later
 
 
 def apply(state: State, record: Record) -> None:
@@ -230,7 +230,7 @@ def _commit_expired(state: State, record: Record, said: payloads.CommitExpired) 
 
 def _rollback_started(state: State, record: Record, said: payloads.RollbackStarted) -> None:
     change = state.changes[said.change]
-    before = change.rolling if said.part and said.part[0] > 1 else None
+    before = change.rolling if is_later(said.part) else None
     if before is None:
         state.take(change, "start")
         change.reason, change.holders = "", []
@@ -264,17 +264,23 @@ def _converged(state: State, record: Record, said: payloads.Converged) -> None:
 
 def _rolled_back(state: State, record: Record, said: payloads.RolledBack) -> None:
     state.learn(said.reads)
-    change = state.changes[said.change]
-    members = list(change.members)
-    _told(state, change, said.results)
+    change, last = state.changes[said.change], is_last(said.part)
+    members = list(change.members) if last else [r for r in said.results if r in change.members]
+    _told(state, change, said.results, said.part)
     state.count_automatic(change, members, record.t_ns)
-    state.take(change, "done")
+    if last:
+        state.take(change, "done")
+    else:
+        for resource in members:
+            state.remove(change, resource)
     state.forget_enforced(members)
 
 
-def _told(state: State, change: Change, resources: Iterable[str]) -> None:
-    """A rollback has ended: who reads these was told; who is owed more is said by its record.  # R14"""
-    for resource in (*resources, *(change.rolling.steps if change.rolling is not None else ())):
+def _told(state: State, change: Change, resources: Iterable[str], part: Sequence[int]) -> None:
+    """A rollback has ended: who reads these was told, and who reads anything of its plan; who is owed more is said by
+    its records, this one and those that follow.  # R14"""
+    plan = change.rolling.steps if change.rolling is not None and not is_later(part) else ()
+    for resource in (*resources, *plan):
         state.telling.pop(resource, None)
 
 
@@ -293,9 +299,11 @@ def _rollback_failed(state: State, record: Record, said: payloads.RollbackFailed
     for resource in restored:
         state.remove(change, resource)
     state.forget_enforced(restored)
-    _told(state, change, said.restored)
+    _told(state, change, said.restored, said.part)
     for resource, owed in said.owed.items():
         debts.owe(state, change, resource, owed, verified=resource not in said.moved)
+    if not is_last(said.part):
+        return
     change.rolling = None
     change.reason = said.reason
     state.take(change, "fail")
@@ -306,6 +314,9 @@ def _rollback_failed(state: State, record: Record, said: payloads.RollbackFailed
 def _change_split(state: State, record: Record, said: payloads.ChangeSplit) -> None:
     """Some members go on as a separate change, with the time that they had."""
     old = state.changes[said.change]
+    if is_later(said.part):
+        _split_off(state, old, state.changes[said.into], said)
+        return
     new = state.new_change(said.into, old.owner, ambient=False, t_ns=record.t_ns)
     if said.ambient:  # the owner's next drift joins this change
         new.ambient, state.ambient[old.owner.whose] = True, new.id
@@ -315,10 +326,15 @@ def _change_split(state: State, record: Record, said: payloads.ChangeSplit) -> N
     if said.group:
         new.group = said.group
         state.groups[new.group].also.append(new.id)
+    _split_off(state, old, new, said)
+
+
+def _split_off(state: State, old: Change, new: Change, said: payloads.ChangeSplit) -> None:
     for resource in said.resources:
         state.put(new, state.remove(old, resource))
-    state.take(old, "clear")
-    state.settle_if_empty(old)
+    if is_last(said.part):
+        state.take(old, "clear")
+        state.settle_if_empty(old)
 
 
 def _emergency_started(state: State, record: Record, said: payloads.EmergencyStarted) -> None:

@@ -17,7 +17,7 @@ from pact.core.node.timers import NamedTimers
 from pact.core.node.windows import magnitude
 from pact.core.payload import Payload
 from pact.core.plan import Nature
-from pact.core.records import rfc3339, seal
+from pact.core.records import PIECE_MAX, rfc3339, seal
 from pact.core.settings import BILLION
 from pact.errors import PactError
 from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs, JsonRead
@@ -305,11 +305,13 @@ class Ledger:
             deadline_ns = max(self.state.windows.end(change.opening_ns), self.state.not_before_ns)
         if deadline_ns is None and not change.intents and not reopened and not reads:
             return
+        members = sorted(change.members)
         self.record(
             payloads.WindowOpened(
                 change=cid,
                 owner=change.owner,
-                resources=sorted(change.members),
+                resources=members[:PIECE_MAX],
+                count=len(members) if len(members) > PIECE_MAX else None,
                 window_ns=self.state.windows.now_w,
                 reopened=reopened,
                 magnitude_n=round(magnitude(self.state.open_sum_n) * BILLION),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node import below, commit, debts, payloads, replies, rollback
+from pact.core.node import below, commit, debts, payloads, recording, replies, rollback
 from pact.core.node import change as life
 from pact.core.node.bonds import check_fence, stopped_here
 from pact.core.node.change import Change
@@ -433,8 +433,7 @@ def roll_back(node: Desk, group: Membership, caller: Caller, *, force: bool = Fa
             continue
         theirs.setdefault(change.id, []).append(resource)
     for cid, ids in theirs.items():
-        into = node.new_change_id()
-        node.record(payloads.ChangeSplit(change=cid, into=into, resources=ids, group=group.id), caller.actor)
+        recording.split(node, state.changes[cid], node.new_change_id(), ids, caller.actor, group=group.id)
     for cid in group.changes:
         found = state.changes.get(cid)
         if found is not None and found.state != life.ROLLING and cid not in node.busy and found.members:

@@ -1,6 +1,7 @@
 """The contents of the records of a node's journal: one class for each record type.
 
 A field that the fold does not read has a default here, so that a record of another version without it can be read, too.
+``part``: which record of how many this is, of one decision (``records.in_parts``).
 """
 
 from __future__ import annotations
@@ -187,6 +188,7 @@ class Applied(Payload):
     group: str = ""
     notify: Mapping[str, Sequence[str]] = NOTHING
     tells: bool = False
+    part: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +263,8 @@ class DriftCleared(Payload):
 
 @dataclass(frozen=True, slots=True)
 class WindowOpened(Payload):
+    """``resources``: the first of ``count``, if that is said; else all."""
+
     change: str
     owner: Owner
     reopened: bool
@@ -269,6 +273,7 @@ class WindowOpened(Payload):
     magnitude_n: int = always(0)
     deadline: str | None = always(None)
     reads: Mapping[str, str] = NOTHING
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +309,7 @@ class ChangeSplit(Payload):
     resources: Sequence[str]
     ambient: bool | None = None
     group: str = ""
+    part: Sequence[int] = ()
 
 
 # -- settling ---------------------------------------------------------------------------------------------------------
@@ -340,7 +346,7 @@ class CommitExpired(Payload):
 
 @dataclass(frozen=True, slots=True)
 class RollbackStarted(Payload):
-    """``saves``: the state before, by resource. ``part``: which record of how many this is, of one long plan."""
+    """``saves``: the state before, by resource."""
 
     change: str
     cause: str
@@ -361,6 +367,7 @@ class RolledBack(Payload):
     results: Mapping[str, str] = always(NOTHING)
     reads: Mapping[str, str] = always(NOTHING)
     also: Mapping[str, Sequence[Owner]] = NOTHING
+    part: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +392,7 @@ class RollbackFailed(Payload):
     also: Mapping[str, Sequence[Owner]] = NOTHING
     owed: Mapping[str, Sequence[str]] = NOTHING
     moved: Sequence[str] = ()
+    part: Sequence[int] = ()
 
 
 # -- suspending -------------------------------------------------------------------------------------------------------

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pact.core.node import below, payloads, untold
+from pact.core.node import below, recording, untold
 from pact.core.node import change as life
-from pact.core.node.declare import record_converged
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Sighting
 from pact.core.node.jobs import Job
 from pact.core.plan import anyhow
-from pact.core.records import in_pieces
 from pact.model import UNATTRIBUTED
 
 CAUSE = "returned"
@@ -50,15 +48,14 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
     if not steps:
         return
     job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature))
-    for piece in in_pieces(job.steps):
-        node.record(payloads.ConvergeStarted(cause=CAUSE, plan=[s.planned() for s in piece]))
+    recording.planned(node, job.steps, CAUSE)
     below.act(node, job, {}, job.ids)
 
 
 def acted(node: Desk, job: Job[None], event: Acted) -> None:
     owed = untold.owed(node, job, event)
     node.finish(job)
-    record_converged(node, event, owed, CAUSE)
+    recording.converged(node, event.results, CAUSE, owed=owed, reads=node.learn(event))
     node.sight(event.sightings)
     node.sight(event.moved)
     untold.keep(node, event, UNATTRIBUTED, CAUSE)

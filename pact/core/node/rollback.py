@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from pact.core import ops
-from pact.core.node import below, bonds, payloads, untold
+from pact.core.node import below, bonds, payloads, recording, untold
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.change import Change
@@ -88,7 +88,7 @@ def rollback_many(
         change = node.state.changes[cid]
         if len(ids) < len(change.members) and not dry:
             into = node.new_change_id()
-            node.record(payloads.ChangeSplit(change=cid, into=into, resources=list(ids)), event.caller.actor)
+            recording.split(node, change, into, ids, event.caller.actor)
             change = node.state.changes[into]
         begun.append((change, tuple(ids)))
     for change, ids in begun:
@@ -227,7 +227,7 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
         wanted = frozenset(ids)
         _leave_out(node, job, change, [r for r in change.members if r not in wanted])
         also = shared_with(change, ids)
-        below.record_start(
+        recording.started(
             node, change, job.steps, job.cause, job.caller.actor, saves=event.saves, also=also, notes=list(event.notes)
         )
         below.act(node, job, event.saves, [s.id for s in job.steps])
@@ -237,10 +237,7 @@ def _leave_out(node: Desk, job: Job[RollingBack], change: Change, late: list[str
     """Resources that joined the change during the preparation were not observed: they go on as a separate
     change.  # R2"""
     if late:
-        node.record(
-            payloads.ChangeSplit(change=change.id, into=node.new_change_id(), resources=late, ambient=change.ambient),
-            job.caller.actor,
-        )
+        recording.split(node, change, node.new_change_id(), late, job.caller.actor, ambient=change.ambient)
 
 
 def _still_wanted(node: Desk, job: Job[RollingBack], change: Change) -> bool:
@@ -319,34 +316,22 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
     drifted = below.look(node, job, event, change.owner)
     if left:
         reason = untold.shown(left)
-        node.record(
-            payloads.RollbackFailed(
-                change=change.id,
-                cause=job.cause,
-                restored=restored,
-                left=left,
-                reason=reason,
-                reads=node.learn(event),
-                also=shared_with(change, left),
-                owed={r: list(owed) for r, owed in event.untold.items() if r in node.state},
-                moved=untold.unverified(node, event),
-            ),
+        recording.failed(
+            node,
+            change,
+            left,
+            reason,
+            job.cause,
             actor,
+            restored=restored,
+            reads=node.learn(event),
+            owed={r: list(owed) for r, owed in event.untold.items() if r in node.state},
+            moved=untold.unverified(node, event),
         )
         node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
         untold.keep(node, event, change.owner, job.cause, actor, change)
     else:
-        node.record(
-            payloads.RolledBack(
-                change=change.id,
-                cause=job.cause,
-                owner=change.owner,
-                results=dict.fromkeys(restored, "restored"),
-                reads=node.learn(event),
-                also=shared_with(change, restored),
-            ),
-            actor,
-        )
+        recording.ended(node, change, restored, job.cause, actor, node.learn(event))
         if job.cause != "group":
             bonds.settled_alone(node, change, "rolled back", job.caller)
     node.sight_moved(event, change.owner, change if left else None)

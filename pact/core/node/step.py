@@ -20,6 +20,7 @@ from pact.core.node import (
     extend,
     join,
     payloads,
+    recording,
     replies,
     returned,
     rollback,
@@ -260,8 +261,7 @@ class Node(Desk):
         if owed is not None and (not elsewhere or (times := self.killed.pop("boot", 0)) >= rollback.KILLED_MAX):
             why = rollback.killed_text(times) if elsewhere else ""
             left, telling = dict.fromkeys(sorted(elsewhere), why), self.state.telling
-            untold_ = {r: telling[r] for r in left if r in telling}
-            self.record(payloads.Converged(results=left, cause="boot", owed=untold_))
+            recording.converged(self, left, "boot", owed={r: telling[r] for r in left if r in telling})
             elsewhere.clear()
         self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
         self.scanned = True
@@ -302,8 +302,10 @@ class Node(Desk):
     def _covered(self, event: Covered) -> None:
         """A mount hides declared paths. Its earlier state, absence, is declared, so the mount is drift.  # R7"""
         fresh = {r: Declared(None).to_json() for r in event.mounts if r not in self.state}
+        for names in in_pieces(list(fresh)):
+            resources = {r: fresh[r] for r in names}
+            self.record(payloads.Declared(resources=resources, cause="mounted over declared paths"))
         if fresh:
-            self.record(payloads.Declared(resources=fresh, cause="mounted over declared paths"))
             self.sight(Sighting(r, event.mounts[r], event.owner) for r in fresh)
 
     def _appeared(self, event: Appeared) -> None:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from pact.core import ops, strict
-from pact.core.node import access, payloads
+from pact.core.node import access, payloads, recording
 from pact.core.node.desk import Desk
 from pact.core.node.events import Appeared, Asked, Caller
 from pact.core.node.pace import CROWDED_NS, ENFORCED_MAX, GONE, Untracked
@@ -90,8 +90,7 @@ def _weigh_again(node: Desk) -> None:
     _record_gone(node, [r for r, m in modes.items() if m not in (REPORT, ENFORCE) and r in state.untracked])
     _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
     let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
-    for piece in in_pieces(let_go):
-        node.record(payloads.Declared(resources={}, forgotten=list(piece), cause="not enforced any more"))
+    recording.forgotten(node, let_go, "not enforced any more")
 
 
 def _is_frozen(state: State, resource: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node import below, debts, payloads, untold
+from pact.core.node import below, debts, recording, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Sighting
@@ -42,7 +42,7 @@ def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
     undone = {s.id for s in steps}
     if rest := {s.id: theirs.get(s.id, UNTOUCHED) for s in job.steps if s.id in node.state.telling.keys() - undone}:
         owed = {r: event.untold[r] for r in rest if r in event.untold}  # R14
-        node.record(payloads.Converged(results=rest, cause="undo", owed=owed), job.caller.actor)
+        recording.converged(node, rest, "undo", job.caller.actor, owed=owed)
     change = node.state.changes.get(cid)
     if change is not None and change.intents:
         node.window_opened(cid)
@@ -60,7 +60,7 @@ def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
         _end(node, undoing, theirs)
         return
     undoing.steps = steps
-    node.record(payloads.ConvergeStarted(cause="undo", plan=[s.planned() for s in steps]), job.caller.actor)
+    recording.planned(node, steps, "undo", job.caller.actor)
     below.act(node, undoing, {}, undoing.ids, put_back=False)
 
 
@@ -98,8 +98,7 @@ def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
     owed = untold.owed(node, job, event)
     node.finish(job)
     results = dict(event.results)
-    said = {r: why or debts.RESTORED for r, why in results.items()}
-    node.record(payloads.Converged(results=said, cause="undo", owed=owed), job.caller.actor)
+    recording.converged(node, results, "undo", job.caller.actor, owed=owed)
     holders = job.work.holders
     node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
@@ -118,19 +117,9 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str], owing: str =
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
         plan = below.steps_for(node, change.members, anyhow)
         owed = {r: names for r in change.members if (names := debts.of(node.state, r))}
-        below.record_start(node, change, plan, "undo", job.caller.actor)
-        node.record(
-            payloads.RollbackFailed(
-                change=change.id,
-                cause="undo",
-                restored=[],
-                left=stays,
-                reason=f"an application could not be undone: {reason}",
-                owed=owed,
-                moved=list(owed),
-            ),
-            job.caller.actor,
-        )
+        recording.started(node, change, plan, "undo", job.caller.actor)
+        reason = f"an application could not be undone: {reason}"
+        recording.failed(node, change, stays, reason, "undo", job.caller.actor, owed=owed, moved=list(owed))
     if not stays:
         _forget(node, job)
     _reply(node, job, results, owing)
@@ -144,10 +133,7 @@ def _forget(node: Desk, job: Job[Undoing]) -> None:
         for r, value in job.work.baseline.items()
         if r not in state.member_of and (declared := state.declared(r)) is not None and declared.to_json() == value
     ]
-    if gone:
-        node.record(
-            payloads.Declared(resources={}, forgotten=gone, cause="an application was undone"), job.caller.actor
-        )
+    recording.forgotten(node, gone, "an application was undone", job.caller.actor)
 
 
 def _reply(node: Desk, job: Job[Undoing], results: Mapping[str, str], owing: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from pact.core.node import below, payloads
+from pact.core.node import below, recording
 from pact.core.node import change as life
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
@@ -73,7 +73,7 @@ def _begin(node: Desk, resources: Iterable[str], owner: Owner, cause: str, actor
     for resource in resources:
         _detect(node, resource, cid, owner)
     plan = below.steps_for(node, state.changes[cid].members, anyhow)
-    below.record_start(node, state.changes[cid], plan, cause, actor)
+    recording.started(node, state.changes[cid], plan, cause, actor)
     return cid
 
 
@@ -132,17 +132,7 @@ def keep(
         return into.id
     names = {r: state.telling[r] for r in left}
     cid = _begin(node, left, owner, cause, actor)
-    node.record(
-        payloads.RollbackFailed(
-            change=cid,
-            cause=cause,
-            restored=[],
-            left=left,
-            reason=shown(left),
-            owed=names,
-        ),
-        actor,
-    )
+    recording.failed(node, state.changes[cid], left, shown(left), cause, actor, owed=names)
     return cid
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pact.core.node import access, below, payloads, replies
+from pact.core.node import access, below, payloads, recording, replies
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Caller, Looked, Probe, Probed
 from pact.core.node.jobs import Committing, Job, RollingBack
@@ -209,7 +209,7 @@ def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
         )
     job.change, job.ids, job.work.notes = cid, tuple(state.changes[cid].members), list(event.notes)
     node.busy[cid] = job.n
-    below.record_start(
+    recording.started(
         node,
         state.changes[cid],
         job.steps,

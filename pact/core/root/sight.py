@@ -44,6 +44,12 @@ class Newest(NamedTuple):
     text: str
 
 
+def _part(data: JsonRead) -> tuple[int, int]:
+    """Which record of how many this is, of one decision."""
+    part = data.get("part") or (1, 1)
+    return number(part[0]), number(part[1])
+
+
 class Sight:
     """``take`` chunks in the order of the log. ``touched``: nodes that may look different since it was last cleared."""
 
@@ -198,7 +204,8 @@ class Sight:
     def _applied(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         change = self._change(node, data["change"], data["owner"], record["time"])
         change.message, change.group = plain(data["message"], TEXT_MAX), plain(data.get("group", ""), 40)
-        change.intents = set(map(plain, list(data["resources"])[:MEMBERS_EACH_MAX]))
+        if _part(data)[0] == 1:  # of a long one, the first record names as many as are kept
+            change.intents = set(map(plain, list(data["resources"])[:MEMBERS_EACH_MAX]))
 
     def _drifted(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         change = self._change(node, data["change"], data["owner"], record["time"])
@@ -266,7 +273,12 @@ class Sight:
             change.state, change.why, change.holders = ROLLING, "", ()
 
     def _rolled_back(self, node: Node, data: JsonRead, record: JsonRead) -> None:
-        self._drop(node, data["change"])
+        change, (at, of) = node.changes.get(data["change"]), _part(data)
+        if at == of:
+            self._drop(node, data["change"])
+        elif change is not None:
+            for resource in data["results"]:
+                self._leave(node, resource, settle=False, only=change)
 
     def _blocked(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         change = node.changes.get(data["change"])
