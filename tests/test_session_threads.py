@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from session_kit import wait_until
 
-from pact.session import cgroups
+from pact.agent import consumers
+from pact.observe import netlinkports
+from pact.resources.support import daemons
+from pact.session import cgroups, places
 
 #: Its first thread ends once the other runs, and the process does not.
 GOES_ON = (
@@ -55,6 +58,18 @@ def test_it_is_left_behind_and_ended() -> None:
             os.killpg(host.pid, 9)
             pytest.fail("what it has left behind is counted for ever")
     assert said.split("\n")[:2] == ["True", "[]"]
+
+
+@pytest.mark.invariant("F5")
+def test_it_is_a_consumer_that_has_not_gone_and_keeps_its_sockets(going_on: subprocess.Popen[bytes]) -> None:
+    """Each of these says of a process whether it is there."""
+    began = consumers.started_at(going_on.pid)
+    assert began == places.started_at(going_on.pid) != 0
+    assert daemons._lives(going_on.pid) and not netlinkports.is_zombie(going_on.pid)
+    going_on.kill()
+    os.waitid(os.P_PID, going_on.pid, os.WEXITED | os.WNOWAIT)
+    assert consumers.started_at(going_on.pid) is None
+    assert not daemons._lives(going_on.pid) and netlinkports.is_zombie(going_on.pid)
 
 
 def test_it_lives_and_one_that_waits_to_be_reaped_does_not(going_on: subprocess.Popen[bytes]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pact._fast import open_handles_ex
 from pact.core.plan import Step
+from pact.host import processes
 from pact.model import Holder, encode_name, split_id
 from pact.observe.jobs import job_above, job_of
 from pact.resources import KINDS
@@ -135,12 +136,8 @@ def cgroup_of(pid: int) -> str:
 
 def started_at(pid: int) -> int | None:
     """When a process began, in ticks since boot; ``None``: there is none, or it has ended and waits for its parent."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            fields = f.read(4096).rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19]) if len(fields) > 19 and fields[0] not in (b"Z", b"X") else None
+    fields = processes.stat_of(pid)
+    return int(fields[processes.STARTED]) if processes.lives(fields) else None
 
 
 def describe(holder: Holder) -> Holder:

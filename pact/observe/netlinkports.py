@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from pact.host import processes
 from pact.model import Writer
 from pact.observe.attribution import resolve
 
@@ -65,8 +66,5 @@ def _link(path: str) -> str:
 
 def is_zombie(pid: int) -> bool:
     """Whether it has ended, and waits for its parent: its pid is no other's yet, and its sockets are closed."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return f.read(4096).rpartition(b")")[2].split()[:1] == [b"Z"]
-    except OSError:
-        return False
+    fields = processes.stat_of(pid)
+    return bool(fields) and not processes.lives(fields)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pact.host import processes
+
 #: Why a session has ended that the agent never let run: it was killed meanwhile.
 NEVER_BEGAN: Final = "it never began"
 
@@ -30,8 +32,5 @@ def write_state(path: str, state: Mapping[str, Any]) -> None:
 
 def started_at(pid: int) -> int:
     """When a process began, in the kernel's ticks since boot; 0: it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return int(f.read().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
+    fields = processes.stat_of(pid)
+    return int(fields[processes.STARTED]) if fields else 0

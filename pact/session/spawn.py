@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 
+from pact.host import processes
 from pact.session.frames import Size
 
 UNSET: Final = 0xFFFFFFFF
@@ -23,7 +24,6 @@ TTY_GROUP: Final = 5
 PR_SET_CHILD_SUBREAPER: Final = 36
 ROUNDS: Final = 40
 LOOK_S: Final = 0.001
-STATE, THREADS = 0, 17  # of the fields of /proc/PID/stat behind the name
 PR_SET_PDEATHSIG: Final = 1
 UMASK: Final = 0o022
 OOM: Final = "/proc/self/oom_score_adj"
@@ -104,13 +104,9 @@ def _below(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as f:
-                    fields = f.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if fields[STATE] not in (b"Z", b"X") or int(fields[THREADS]) > 1:  # else only its first thread has ended
-                parents.setdefault(int(fields[1]), []).append(int(name))
+            fields = processes.stat_of(name)
+            if processes.lives(fields):
+                parents.setdefault(int(fields[processes.PARENT]), []).append(int(name))
     found: list[int] = []
     todo = [pid]
     while todo:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.errors import RestoreError
-from pact.host import owned
+from pact.host import owned, processes
 from pact.model import NS_PER_S, Attrs, Observation, Unreadable
 from pact.resources.support.way import hangs
 
@@ -268,11 +268,7 @@ def _in_container(pid: int) -> bool:
 
 def _lives(pid: int) -> bool:
     """Whether it is there and no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return f.read(4096).rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
-    except OSError:
-        return False
+    return processes.lives(processes.stat_of(pid))
 
 
 def _status(order: Order) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pact.errors import RestoreError
+from pact.host import processes
 
 #: Of what a tool prints, at most this much is read. More than ``FLOOD_BYTES`` of a script's output is dropped while it
 #: runs: it is kept in memory.
@@ -172,8 +173,9 @@ def _descendants(top: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as f:
-                children.setdefault(int(f.read(4096).rpartition(b")")[2].split()[1]), []).append(int(name))
+            fields = processes.stat_of(name)
+            if fields:
+                children.setdefault(int(fields[processes.PARENT]), []).append(int(name))
     out, todo = list[int](), [top]
     while todo:
         todo = [child for pid in todo for child in children.get(pid, ())]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from pact.host import processes
 from pact.model import Writer
 from pact.observe.attribution import BEGUN, resolve
 from pact.observe.runs import remember
@@ -111,8 +112,7 @@ def _command(pid: int) -> Command | None:
             words = f.read(ARGUMENTS_MAX).decode("utf-8", "replace").split("\0")[1:]
         with open(f"/proc/{pid}/status") as f:
             uids = next((line.split()[1:] for line in f if line.startswith("Uid:")), [])
-        with open(f"/proc/{pid}/stat") as f:
-            began_s = int(f.read(4096).rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        began_s = int(processes.stat_of(pid)[processes.STARTED]) / os.sysconf("SC_CLK_TCK")
         program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     except (OSError, IndexError, ValueError):
         return None

@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from pact.host import processes
 from pact.model import Attrs, Holder
 from pact.resources.support import daemons, systemd_bus
 from pact.resources.support.peers import clients
@@ -99,26 +100,17 @@ def _below(pid: int, chiefs: Collection[int]) -> bool:
     for _ in range(FORKS_MAX):
         if pid in chiefs or pid == 1:
             return True
-        fields = _stat(pid)
+        fields = processes.stat_of(pid)
         if len(fields) < 2:
             return False
         pid = int(fields[1])
     return False
 
 
-def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from the state on, which proc(5) numbers 3."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return f.read(4096).rpartition(b")")[2].split()
-    except OSError:
-        return []
-
-
 def program_of(pid: int) -> tuple[int, ...]:
     """What a running program has from the moment it began, and passes on to whom it forks: where the kernel has put its
     code, stack and arguments, anew for each. ``()`` if the process is gone or cannot be read."""
-    fields = _stat(pid)
+    fields = processes.stat_of(pid)
     if len(fields) < 50 or fields[25] == b"0":  # a kernel thread, or one that may not be read
         return ()
     # startcode, startstack, start_data, start_brk, arg_start, env_start: 26, 28, 45, 47, 48, 50 in proc(5).
