@@ -16,7 +16,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Final
 
@@ -32,6 +32,7 @@ ENDED: Final = SELF | IGNORED | UNMOUNTED
 HERE: Final = b"."  # a name that stands for the end of the directory itself
 ANY: Final = b"/"  # stands for every name that comes or goes in the directory: no entry can have this name
 LISTED_MIN: Final = 8  # from this many declared paths in a directory on, listing it is cheaper than checking each
+LISTED_TIMES: Final = 4  # if a directory has this many times as many names, checking each path is cheaper again
 OBJECT: Final = b""  # stands for any change of a marked object itself, of any type; inotify reports HERE for it too
 
 
@@ -391,15 +392,18 @@ def watch_many(tree: Tree, paths: Iterable[bytes]) -> None:
         mine = [head + b"/" + name for _, name in group]
         for path in mine:
             tree.watch(path, anchor=False)
-        below = directories(head or b"/") if len(mine) >= LISTED_MIN and not leads_away(head, tree.places()) else None
+        listed = len(mine) >= LISTED_MIN and not leads_away(head, tree.places())
+        below = directories(head or b"/", LISTED_TIMES * len(mine)) if listed else None
         for path in mine:
             tree.anchor(path, None if below is None else path.rpartition(b"/")[2] in below)
 
 
-def directories(path: bytes) -> set[bytes] | None:
-    """The names of the directories in a directory. ``None`` if it cannot be listed."""
+def directories(path: bytes, most: int) -> set[bytes] | None:
+    """The names of the directories in a directory. ``None`` if it cannot be listed, or has more than ``most`` names:
+    then asking about each path costs less."""
     try:
         with os.scandir(path) as entries:
-            return {e.name for e in entries if e.is_dir(follow_symlinks=False)}
+            found = {e.name for e in islice(entries, most) if e.is_dir(follow_symlinks=False)}
+            return found if next(entries, None) is None else None
     except OSError:
         return None
