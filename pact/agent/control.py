@@ -60,6 +60,8 @@ GROUPS_FOR_S: Final = 60.0  # the numbers of the groups are looked up again afte
 READ_CHUNK: Final = 256 << 10
 FIRST_SIGN_S: Final = 0.2
 SIGN_S: Final = 2.0  # how often a waiting client gets a sign that the agent works on its request
+#: In a client's output: the end of a line of which more comes. What follows waits behind it.
+GOES_ON: Final = b""
 
 
 class Client:
@@ -116,17 +118,48 @@ class Client:
         self._queued += sum(map(len, written))
         self.said_s = time.monotonic()
 
+    def send_part(self, part: bytes, *, last: bool) -> None:
+        """Send a part of a long line. Other lines wait until its last part has come."""
+        if not part and not last:
+            return
+        if not last and GOES_ON not in self._output:
+            self._output.append(GOES_ON)
+        here = self._output.index(GOES_ON) if GOES_ON in self._output else len(self._output)
+        if last and here < len(self._output):
+            del self._output[here]
+        self._output.insert(here, part + b"\n" if last else part)
+        self._queued += len(part) + last
+        self.said_s = time.monotonic()
+
+    def send_sign(self) -> None:
+        """A sign of life; in the middle of a line, a space, which means nothing there."""
+        if self.wants_write():
+            self.send_part(b" ", last=False)
+        else:
+            self.send(b'{"working":true}')
+
+    def break_off(self) -> None:
+        """The rest of a line that was begun cannot be sent: hang up, so that nobody takes it for the whole."""
+        self.closing = True
+        self._output.clear()
+        self._queued = 0
+
     def when_taken(self, more: Callable[[], None]) -> None:
         """Call this after the peer has read most of the output."""
         self._when_taken = more
 
     def wants_write(self) -> bool:
+        """Whether something of its answers was not read yet, or a line has begun of which more comes."""
         return bool(self._output)
+
+    @property
+    def may_write(self) -> bool:
+        return bool(self._output) and self._output[0] != GOES_ON
 
     @property
     def wants_a_sign(self) -> bool:
         """Whether it waits for an answer and there is nothing for it to read."""
-        return self.alive and bool(self.tokens) and not self.wants_write()
+        return self.alive and bool(self.tokens) and not self.may_write
 
     @property
     def silent(self) -> bool:
@@ -184,7 +217,7 @@ class Client:
         """Send what the peer takes. Returns False if the peer is gone, or if everything was sent to a closing
         client."""
         try:
-            while self._output:
+            while self.may_write:
                 sent = self.sock.send(self._output[0])
                 self._queued -= sent
                 if sent == len(self._output[0]):
@@ -440,7 +473,7 @@ class Control:
             except OSError:
                 pass  # the socket file was removed; connected clients are still served
         for client in [c for c in self.clients.values() if c.wants_a_sign and now_s >= c.said_s + SIGN_S]:
-            client.send(b'{"working":true}')
+            client.send_sign()
             self.flush(client)
 
     def next_sign_s(self) -> float | None:
@@ -467,7 +500,7 @@ class Control:
             self.drop(client)
             return
         reads = not client.half_closed and not client.lines  # a client with open requests is not read
-        wanted = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if client.wants_write() else 0)
+        wanted = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if client.may_write else 0)
         if wanted != client.events:
             client.events = wanted
             self._epoll.modify(client.fd, wanted)

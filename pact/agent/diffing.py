@@ -1,13 +1,16 @@
 """``pact diff``: gathered on the loop, a few milliseconds in each turn, and written out by a separate thread.
 
-However much has drifted, no other request waits for it. Drift that is settled meanwhile is left out.
+However much has drifted, no other request waits for it, and only a piece of it is in memory. Drift that is settled
+meanwhile is left out.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
+import traceback
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +23,7 @@ from pact.agent.worker import Result
 from pact.core.node import tracked
 from pact.core.node.events import Ticked
 from pact.errors import PactError
-from pact.limits import ANSWER_PIECE_S
+from pact.limits import ANSWER_PIECE, ANSWER_PIECE_S
 from pact.resources.base import Blobs
 
 if TYPE_CHECKING:
@@ -29,160 +32,214 @@ if TYPE_CHECKING:
 #: How long one turn of the loop gathers.
 SLICE_NS: Final = 4_000_000
 LOOK_EVERY: Final = 16
+#: Entries of an answer that are in memory at once.
+PIECE: Final = 256
+SORTED_AT_ONCE: Final = 1_000
+HEAD: Final = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"resources":['
 
 
-def gather(tellers: Tellers, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
-    """Gather step by step; each step is short. Raises UsageError for an unknown target."""
+def gather(tellers: Tellers, slices: Slices, client: Client, token: int, targets: Sequence[str]) -> Iterator[bool]:
+    """Gather step by step; each step is short. True: a piece is being written, and the next step is for when the client
+    has read it. Raises UsageError for an unknown target."""
     ids = views.diff_ids(tellers.agent.node, targets)
-    return _gather(tellers, client, token, frozenset(targets), ids)
+    return _gather(Answer(tellers, slices, client, token), frozenset(targets), ids)
 
 
-def _gather(
-    tellers: Tellers, client: Client, token: int, targets: Collection[str], ids: Sequence[str]
-) -> Iterator[None]:
-    agent = tellers.agent
+def _gather(answer: Answer, targets: Collection[str], ids: list[str]) -> Iterator[bool]:
+    agent, caller = answer.tellers.agent, answer.client.caller
     found = deque[views.Differing]()
-    for resource in ids:
-        one = views.differing(agent.node, client.caller, agent.veil, resource)
+    for resource in in_order(ids):
+        one = None if resource is None else views.differing(agent.node, caller, agent.veil, resource)
         if one is not None:
             found.append(one)
-        yield
+        if len(found) < PIECE:
+            yield False
+        else:
+            answer.write(found)
+            found = deque()
+            yield True
     new: list[dict[str, Any]] = []
-    listed = views.each_untracked(agent.node, client.caller, agent.veil, targets or None)
+    listed = views.each_untracked(agent.node, caller, agent.veil, targets or None)
     for entry in listed:
         if entry is not None:
             new.append({"id": entry["resource"], **entry})
             if len(new) == views.UNTRACKED_MAX:
                 break
-        yield
+        yield False
     state = agent.node.state
     unknown = sorted(r for r in agent.unrecorded if r not in state.member_of and (not targets or r in targets))
     rest: dict[str, Any] = {"untracked": new, "untracked_count": tracked.count(agent.node)}
     if unknown:
         rest["unrecorded"] = unknown
-    _write(tellers, client, token, found, [], rest)
+    answer.write(found, rest)
 
 
-def _write(
-    tellers: Tellers,
-    client: Client,
-    token: int,
-    found: deque[views.Differing],
-    entries: list[tuple[str, bytes]],
-    rest: Mapping[str, Any],
-) -> None:
-    """Let the thread write entries, a moment's work at a time: a comparison of two texts may take long, and an
-    administrator's answer waits for one piece only, whoever else asks.  # S7"""
-    agent = tellers.agent
+def in_order(names: list[str]) -> Iterator[str | None]:
+    """The names in order, in short steps: ``None`` where there is no name yet. Sorting all of them at once would take
+    as long as many steps."""
+    pieces = []
+    for at in range(0, len(names), SORTED_AT_ONCE):
+        pieces.append(sorted(names[at : at + SORTED_AT_ONCE]))
+        yield None
+    yield from heapq.merge(*pieces)
 
-    def work() -> Result:
-        ends_s = time.monotonic() + ANSWER_PIECE_S
-        while found:
-            entries.append(_written(found.popleft(), agent.telling.blobs))
-            if time.monotonic() >= ends_s:
-                break
-        body = b"" if found else _answer(entries, rest)
 
-        def done(t_ns: int, wall_ns: int) -> Ticked:
-            if token in client.tokens and agent.control.connected(client):
-                if body:
-                    client.tokens.discard(token)
-                    client.send(body)
+@dataclass(slots=True)
+class Answer:
+    """An answer that is written by a thread and sent a piece at a time: with a hundred thousand entries it is larger
+    than what the agent may use."""
+
+    tellers: Tellers
+    slices: Slices
+    client: Client
+    token: int
+    begun: bool = False  # a piece was sent
+    named: bool = False  # an entry was sent
+
+    def write(self, found: deque[views.Differing], rest: Mapping[str, Any] | None = None) -> None:
+        """Let the thread write entries, a moment's work at a time: a comparison of two texts may take long, and an
+        administrator's answer waits for one piece only, whoever else asks. ``rest``: these are the last, and what
+        follows them.  # S7"""
+        agent, client = self.tellers.agent, self.client
+
+        def work() -> Result:
+            ends_s, size, bodies = time.monotonic() + ANSWER_PIECE_S, 0, list[bytes]()
+            while found:
+                bodies.append(_written(found.popleft(), agent.telling.blobs))
+                size += len(bodies[-1])
+                if time.monotonic() >= ends_s or size > ANSWER_PIECE:
+                    break
+            last = not found and rest is not None
+            text = b",".join(bodies)
+            end = b"]," + orjson.dumps(rest)[1:-1] + b"}}" if last else b""
+
+            def done(t_ns: int, wall_ns: int) -> Ticked:
+                if self.token in client.tokens and agent.control.connected(client):
+                    if last:
+                        client.tokens.discard(self.token)
+                    self._send(text, end, last=last)
+                    if found:
+                        client.when_taken(lambda: self.write(found, rest))
+                    elif not last:
+                        client.when_taken(lambda: self.slices.resume(self.token))
                     agent.control.flush(client)
-                else:
-                    _write(tellers, client, token, found, entries, rest)
-            return Ticked(t_ns, wall_ns)
+                return Ticked(t_ns, wall_ns)
 
-        return Result(0, done)
+            return Result(0, done)
 
-    tellers.add(client, agent.answering(client, token, work))
+        self.tellers.add(client, self._guarded(agent.answering(client, self.token, work), work))
+
+    def _send(self, text: bytes, end: bytes, *, last: bool) -> None:
+        comma = b"," if self.named and text else b""
+        part = (b"" if self.begun else HEAD) + comma + text + end
+        self.named |= bool(text)
+        if last and not self.begun:
+            self.client.send(part)
+        else:
+            self.client.send_part(part, last=last)
+        self.begun = True
+
+    def _guarded(self, answering: Callable[[], Result], work: Callable[[], Result]) -> Callable[[], Result]:
+        """The work; if it fails, the client gets the error, or, in the middle of its answer, is hung up."""
+
+        def guarded() -> Result:
+            if not self.begun:
+                return answering()
+            try:
+                return work()
+            except Exception:
+                traceback.print_exc()
+
+                def done(t_ns: int, wall_ns: int) -> Ticked:
+                    self.client.tokens.discard(self.token)
+                    self.client.break_off()
+                    self.tellers.agent.control.flush(self.client)
+                    return Ticked(t_ns, wall_ns)
+
+                return Result(0, done)
+
+        return guarded
 
 
-def _written(found: views.Differing, blobs: Blobs) -> tuple[str, bytes]:
+def _written(found: views.Differing, blobs: Blobs) -> bytes:
     try:
-        return found.entry["id"], found.written(blobs)
+        return found.written(blobs)
     except PactError as exc:  # the store cannot be read: the rest of the entry can be shown
-        return found.entry["id"], orjson.dumps({**found.entry, "unreadable": exc.message})
-
-
-def _answer(entries: list[tuple[str, bytes]], rest: Mapping[str, Any]) -> bytes:
-    entries.sort()
-    return (
-        b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"resources":['
-        + b",".join(body for _, body in entries)
-        + b"],"
-        + orjson.dumps(rest)[1:-1]
-        + b"}}"
-    )
+        return orjson.dumps({**found.entry, "unreadable": exc.message})
 
 
 @dataclass(slots=True)
 class Slice:
-    """One long piece of work for a client. ``writing``: its answer is being written, or waits to be read."""
+    """One long piece of work for a client."""
 
     client: Client
     token: int
-    steps: Iterator[None]
-    writing: bool = False
+    steps: Iterator[bool]
 
 
 class Slices:
     """Long work on the loop: one piece at a time, and the next piece of one person only after that person has read the
-    answer of the one before. So the memory is bounded, however many clients ask, and however often. For an admin's
-    piece another's is set aside."""
+    answer of the one before. So the memory is bounded, however many clients ask, and however often. Administrators'
+    pieces come first."""
 
     def __init__(self) -> None:
         self._waiting: list[Slice] = []
         self._active: Slice | None = None
-        self._aside: Slice | None = None
-        self._given: list[Slice] = []
+        self._given: list[Slice] = []  # their pieces are being written, or wait to be read
         self._stuck = False  # every waiting client has unread answers: an event will tell when one reads
 
-    def add(self, client: Client, token: int, steps: Iterator[None]) -> None:
-        self._waiting.append(Slice(client, token, steps))
+    def add(self, client: Client, token: int, steps: Iterator[bool]) -> None:
+        self._wait(Slice(client, token, steps))
+
+    def _wait(self, one: Slice) -> None:
+        self._waiting.append(one)
         self._waiting.sort(key=lambda s: not s.client.admin)
         self._stuck = False
 
+    def resume(self, token: int) -> None:
+        """The client of this work has read its piece: the work goes on when its turn comes."""
+        for one in self._given:
+            if one.token == token:
+                self._given.remove(one)
+                self._wait(one)
+                return
+
     def runs(self) -> bool:
         """Whether there is work to do in this turn."""
-        if self._active is not None:
-            return not self._active.writing or self._gives_way(self._active)
-        return self._aside is not None or (bool(self._waiting) and not self._stuck)
+        return self._active is not None or (bool(self._waiting) and not self._stuck)
+
+    def turn(self, agent: Driver) -> None:
+        """A few milliseconds for the active piece of work."""
+        self._given = [s for s in self._given if agent.control.connected(s.client) and _is_owed(s)]
+        if self._active is None or not agent.control.connected(self._active.client) or self._gives_way(self._active):
+            self._active = self._next(agent, self._active)
+            self._stuck = self._active is None
+        active = self._active
+        if active is None:
+            return
+        ends_ns = time.monotonic_ns() + SLICE_NS
+        for at, is_written in enumerate(active.steps):
+            if is_written:
+                break
+            if at % LOOK_EVERY == 0 and time.monotonic_ns() >= ends_ns:
+                return
+        self._active = None
+        self._given.append(active)
 
     def _gives_way(self, active: Slice) -> bool:
         return not active.client.admin and any(s.client.admin for s in self._waiting)
 
-    def turn(self, agent: Driver) -> None:
-        """A few milliseconds for the active piece of work."""
-        active = self._active
-        if active is not None and self._gives_way(active):
-            self._aside, self._active = active, None
-            active = None
-        if active is not None and active.writing and active.token not in active.client.tokens:
-            self._given.append(active)
-            self._active = active = None
-        self._given = [s for s in self._given if agent.control.connected(s.client) and s.client.wants_write()]
-        if active is not None and not agent.control.connected(active.client):
-            self._active = active = None
-        if active is None:
-            self._active = active = self._next(agent)
-            self._stuck = active is None
-        if active is None or active.writing:
-            return
-        ends_ns = time.monotonic_ns() + SLICE_NS
-        for at, _ in enumerate(active.steps):
-            if at % LOOK_EVERY == 0 and time.monotonic_ns() >= ends_ns:
-                return
-        active.writing = True
-
-    def _next(self, agent: Driver) -> Slice | None:
+    def _next(self, agent: Driver, active: Slice | None) -> Slice | None:
+        if active is not None:
+            self._wait(active)
         self._waiting = [s for s in self._waiting if agent.control.connected(s.client)]
-        if self._aside is not None and not any(s.client.admin for s in self._waiting):
-            found, self._aside = self._aside, None
-            return found
         busy = {s.client.caller.owner.key for s in self._given}
         for found in self._waiting:
             if found.client.caller.owner.key not in busy or found.client.admin:
                 self._waiting.remove(found)
                 return found
         return None
+
+
+def _is_owed(one: Slice) -> bool:
+    return one.token in one.client.tokens or one.client.wants_write()

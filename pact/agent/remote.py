@@ -35,6 +35,8 @@ class Remote(Client):
         self.lines: deque[bytes] = deque()
         self.open = True
         self._answered = answered
+        self._parts: list[bytes] = []  # of an answer that comes in parts
+        self._size = 0
 
     def send(self, value: Any) -> None:
         """Give the answer, once."""
@@ -68,6 +70,20 @@ class Remote(Client):
             self.send(written[0])
         else:
             self.stream(iter(written))
+
+    def send_part(self, part: bytes, *, last: bool) -> None:
+        """Keep the parts of an answer until the last; no more of them than an answer may have."""
+        self._parts.append(part)
+        self._size += len(part)
+        if last or self._size > ANSWER_MAX:
+            self.send(b"".join(self._parts))
+            self._parts.clear()
+
+    def when_taken(self, more: Callable[[], None]) -> None:
+        more()
+
+    def break_off(self) -> None:
+        self.open = False
 
     def wants_write(self) -> bool:
         return False

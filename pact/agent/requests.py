@@ -375,7 +375,7 @@ class Requests:
 
     def _diff(self, client: Client, request: ops.Diff) -> None:
         token = self.agent.next_token()
-        steps = diffing.gather(self.tellers, client, token, list(request.targets))
+        steps = diffing.gather(self.tellers, self.slices, client, token, list(request.targets))
         client.tokens.add(token)
         self.slices.add(client, token, steps)
 

@@ -1,0 +1,246 @@
+"""``pact diff`` of much drift is sent a piece at a time: only a piece of it is in the agent's memory."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+import pytest
+
+from pact.agent import control, diffing, views
+from pact.agent.config import Config
+from pact.agent.loop import Agent
+from pact.agent.remote import Remote
+from pact.core.node.events import Caller
+from pact.core.tree.member import ANSWER_MAX
+from pact.model import Actor, Owner
+
+FILES = 90
+PIECE = 8
+DEADLINE_S = 30.0
+ANN = Caller(Actor("ann", 7, "viewer", "cluster"), Owner("uid:7", "ann", 7))
+
+OPEN: list[socket.socket] = []
+
+pytestmark = [pytest.mark.root, pytest.mark.invariant("S7")]
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    monkeypatch.setattr(diffing, "PIECE", PIECE)
+    monkeypatch.setattr(diffing, "SORTED_AT_ONCE", 7)
+    with TemporaryDirectory(dir="/var/tmp", prefix="pieces-") as top:
+        files = [Path(top) / f"f{n}" for n in range(FILES)]
+        declared = Path(top) / "declared.toml"
+        declared.write_text("".join(f'[file."{f}"]\ncontent = "one\\n"\n' for f in files))
+        for file in files:
+            file.write_text("one\n")
+        made = Agent(Config(name="n1", state_dir=f"{top}/state", socket=f"{top}/s", declared=[str(declared)]))
+        for file in files:
+            file.write_text("two\n")
+            made.watching.touch(f"file:{file}", None)
+        made.catch_up()
+        monkeypatch.setattr(made, "_timeout_s", lambda: 0.005)
+        yield made
+        for sock in OPEN:
+            sock.close()
+        OPEN.clear()
+        made.close()
+
+
+class Reader:
+    """A client of the real socket, which reads only what it is told to."""
+
+    def __init__(self, agent: Agent, request: dict[str, Any]) -> None:
+        self.agent = agent
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.sock.connect(agent.config.socket)
+        self.sock.setblocking(False)
+        OPEN.append(self.sock)
+        self.raw = b""
+        self.ask(request)
+
+    def ask(self, request: dict[str, Any]) -> None:
+        self.sock.sendall(orjson.dumps({"v": 1, **request}) + b"\n")
+
+    def read(self) -> bool:
+        """Take what is there. Returns False once the agent has hung up."""
+        while select.select([self.sock], [], [], 0)[0]:
+            chunk = self.sock.recv(1 << 16)
+            if not chunk:
+                return False
+            self.raw += chunk
+        return True
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.raw.split(b"\n")[:-1]]
+
+    def until(self, count: int) -> list[Any]:
+        """Read until there are so many lines."""
+        end = time.monotonic() + DEADLINE_S
+        while self.raw.count(b"\n") < count:
+            assert time.monotonic() < end and self.read(), self.raw[-200:]
+            turn(self.agent)
+        return self.lines()
+
+
+def turn(agent: Agent) -> None:
+    agent._turn(-1)
+
+
+def remote(agent: Agent) -> list[Any]:
+    out: list[Any] = []
+    agent.requests.line(Remote(out.append, ANN), b'{"v":1,"op":"diff","args":{}}')
+    end = time.monotonic() + DEADLINE_S
+    while not out:
+        assert time.monotonic() < end
+        turn(agent)
+    return out
+
+
+def whole(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same answer, in one piece."""
+    with monkeypatch.context() as patch:
+        patch.setattr(diffing, "PIECE", FILES + 1)
+        return orjson.loads(remote(agent)[0])
+
+
+def test_the_pieces_are_the_whole_answer_in_order(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = whole(agent, monkeypatch)
+    ids = [entry["id"] for entry in expected["result"]["resources"]]
+    assert len(ids) == FILES and ids == sorted(ids)
+    assert orjson.loads(remote(agent)[0]) == expected
+    here = Reader(agent, {"op": "diff", "args": {}}).until(1)
+    assert [e["id"] for e in here[0]["result"]["resources"]] == ids
+    assert all(e["diff"].endswith("-one\n+two\n") for e in here[0]["result"]["resources"])
+    assert here[0]["result"]["untracked_count"] == expected["result"]["untracked_count"]
+    one = Reader(agent, {"op": "diff", "args": {"targets": [ids[3]]}}).until(1)
+    assert [e["id"] for e in one[0]["result"]["resources"]] == [ids[3]]
+    none = Reader(agent, {"op": "diff", "args": {"targets": ["c999"]}}).until(1)
+    assert none[0]["exit"] == 2
+
+
+def test_whoever_does_not_read_costs_a_few_pieces(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "x" * 20_000
+    written, real = list[str](), views.Differing.written
+
+    def noted(found: views.Differing, blobs: Any) -> bytes:
+        written.append(found.entry["id"])
+        return orjson.dumps({**orjson.loads(real(found, blobs)), "diff": long})
+
+    monkeypatch.setattr(views.Differing, "written", noted)
+    monkeypatch.setattr(control, "OUTPUT_LOW", 4096)
+    slow = Reader(agent, {"op": "diff", "args": {}})
+    for _ in range(200):
+        turn(agent)
+    assert 0 < len(written) <= 6 * PIECE < FILES, "what fits the kernel's buffers, and a piece"
+    assert len(Reader(agent, {"op": "ping", "args": {}}).until(1)) == 1
+    (answer,) = slow.until(1)
+    assert len(answer["result"]["resources"]) == FILES and len(written) == FILES
+
+
+def test_events_wait_for_the_end_of_the_answer(agent: Agent) -> None:
+    both = Reader(agent, {"op": "watch", "args": {}})
+    while not any(client.watching for client in agent.control.clients.values()):
+        turn(agent)
+    both.ask({"op": "diff", "args": {}})
+    file = Path(agent.config.socket).parent / "f0"
+    while b'"resources":[' not in both.raw:
+        turn(agent)
+        both.read()
+        file.write_text(f"more {time.monotonic_ns()}\n")
+        agent.watching.touch(f"file:{file}", None)
+        agent.catch_up()
+    began = both.raw.index(b'"resources":[')
+    end = time.monotonic() + DEADLINE_S
+    while b"\n" not in both.raw[began:]:
+        assert time.monotonic() < end and both.read()
+        turn(agent)
+    answers = [line for line in both.lines() if "resources" in line.get("result", {})]
+    assert len(answers) == 1 and len(answers[0]["result"]["resources"]) == FILES
+    assert both.raw[:began].count(b"drift_detected") or b"drift_detected" in both.raw[began:]
+
+
+def test_a_sign_of_life_in_the_middle_means_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "SIGN_S", 0.0)
+    real = diffing.Answer.write
+
+    def slowly(answer: diffing.Answer, *args: Any) -> None:
+        if answer.begun:
+            agent.control.show_life()
+            (client,) = agent.control.clients.values()
+            client.send_sign()
+        real(answer, *args)
+
+    monkeypatch.setattr(diffing.Answer, "write", slowly)
+    reader = Reader(agent, {"op": "diff", "args": {}, "alive": True})
+    while b"result" not in reader.raw or not reader.raw.endswith(b"\n"):
+        turn(agent)
+        assert reader.read()
+    answer = [line for line in reader.lines() if not line.get("working")]
+    assert len(answer) == 1 and len(answer[0]["result"]["resources"]) == FILES
+    assert b"] " in reader.raw or b"} " in reader.raw
+
+
+def test_an_answer_that_breaks_off_is_no_answer(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, real = 0, views.Differing.written
+
+    def breaks(found: views.Differing, blobs: Any) -> bytes:
+        nonlocal count
+        count += 1
+        if count > 3 * PIECE:
+            raise RuntimeError("a bad day")
+        return real(found, blobs)
+
+    monkeypatch.setattr(views.Differing, "written", breaks)
+    reader = Reader(agent, {"op": "diff", "args": {}})
+    end = time.monotonic() + DEADLINE_S
+    while reader.read():
+        assert time.monotonic() < end
+        turn(agent)
+    assert reader.raw and b"\n" not in reader.raw
+    monkeypatch.undo()
+    assert Reader(agent, {"op": "ping", "args": {}}).until(1)[0]["ok"]
+
+
+def test_a_caller_of_the_cluster_is_refused_what_is_too_long_without_writing_all(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = list[str]()
+
+    def noted(found: views.Differing, blobs: Any) -> bytes:
+        written.append(found.entry["id"])
+        return b'"' + b"x" * (ANSWER_MAX // 20) + b'"'
+
+    monkeypatch.setattr(views.Differing, "written", noted)
+    (body,) = remote(agent)
+    assert len(body) > ANSWER_MAX, "the member refuses that"
+    for _ in range(20):
+        turn(agent)
+    assert len(written) <= 20 + 3 * PIECE < FILES
+
+
+def test_lines_wait_behind_one_that_goes_on() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        client = control.Client(ours, ANN)
+        client.send("first")
+        client.send_part(b"[1,", last=False)
+        client.send("event")
+        assert client.write() and client.wants_write() and not client.may_write
+        client.send_sign()
+        client.send_part(b"", last=False)
+        client.send_part(b"2,", last=False)
+        client.send_part(b"3]", last=True)
+        client.send("last")
+        assert client.write() and not client.wants_write()
+        assert theirs.recv(1 << 10) == b'"first"\n[1, 2,3]\n"event"\n"last"\n'
