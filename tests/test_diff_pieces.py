@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
+from pact.agent import client as clients
 from pact.agent import control, diffing, views
 from pact.agent.config import Config
 from pact.agent.loop import Agent
@@ -137,7 +138,7 @@ def test_whoever_does_not_read_costs_a_few_pieces(agent: Agent, monkeypatch: pyt
         return orjson.dumps({**orjson.loads(real(found, blobs)), "diff": long})
 
     monkeypatch.setattr(views.Differing, "written", noted)
-    monkeypatch.setattr(control, "OUTPUT_LOW", 4096)
+    monkeypatch.setattr(clients, "OUTPUT_LOW", 4096)
     slow = Reader(agent, {"op": "diff", "args": {}})
     for _ in range(200):
         turn(agent)
@@ -232,7 +233,7 @@ def test_lines_wait_behind_one_that_goes_on() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        client = control.Client(ours, ANN)
+        client = clients.Client(ours, ANN)
         client.send("first")
         client.send_part(b"[1,", last=False)
         client.send("event")

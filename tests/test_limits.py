@@ -10,7 +10,7 @@ import pytest
 from test_relay import N1, Bench
 
 from pact import limits
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.cluster.nodesets import NodeSets
 from pact.core.node.events import Caller
 from pact.core.root.envelope import Asker

@@ -19,8 +19,8 @@ import orjson
 import pytest
 
 from pact.agent import diffing, lookfirst, requests, views
+from pact.agent.client import Client
 from pact.agent.config import Config
-from pact.agent.control import Client
 from pact.agent.loop import Agent
 from pact.agent.remote import Remote
 from pact.core.node.events import Caller

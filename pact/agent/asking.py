@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pact.agent import views
+from pact.agent.client import Client
 from pact.agent.consumers import find_all_holders
-from pact.agent.control import Client
 from pact.agent.worker import Result
 from pact.core.node import tracked
 from pact.core.node.events import Ticked

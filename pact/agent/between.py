@@ -20,7 +20,8 @@ from pact.core.node.step import Node
 from pact.errors import PactError, RequestError, explained
 
 if TYPE_CHECKING:
-    from pact.agent.control import Client, Control
+    from pact.agent.client import Client
+    from pact.agent.control import Control
     from pact.agent.requests import Requests
     from pact.host.notify import Notifier
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from pact.agent import views
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.agent.telling import Tellers
 from pact.agent.worker import Result
 from pact.core.node import tracked

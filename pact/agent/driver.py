@@ -16,8 +16,9 @@ from typing import Any, Final
 from pact._fast import syscalls
 from pact.agent import pace
 from pact.agent.beside import append, beside
+from pact.agent.client import Client
 from pact.agent.config import Config
-from pact.agent.control import Client, Control
+from pact.agent.control import Control
 from pact.agent.hooks import Hooks
 from pact.agent.nodekey import node_key
 from pact.agent.notices import Notices

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.agent.client import Client
 from pact.agent.commandfiles import place_beside
 from pact.agent.commandrecords import CommandRecords
-from pact.agent.control import Client
 from pact.agent.sessionfiles import owner_of_session, read_state, shown
 from pact.core.node.events import Caller, CommandsTold
 from pact.core.node.payloads import Executed

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.errors import PactError, explained
 from pact.model import NS_PER_S
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.core.node.events import Caller
 from pact.core.tree.member import ANSWER_MAX, Key, caller_of
 

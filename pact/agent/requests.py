@@ -11,9 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent import asking, diffing, telling, views
-from pact.agent.control import (
-    Client,
-)
+from pact.agent.client import Client
 from pact.agent.lookfirst import LookFirst
 from pact.agent.remote import Remote
 from pact.agent.replayed import as_declared, rolled_back_state

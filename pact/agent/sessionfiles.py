@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pact._fast.reader import snapshot
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.core import strict
 from pact.core.node.payloads import SessionClosed
 from pact.model import Owner

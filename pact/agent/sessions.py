@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.agent.keeping import Keeper, not_ready
 from pact.agent.leftbehind import LeftBehind
 from pact.agent.sessionfiles import (

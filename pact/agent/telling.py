@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.agent.veil import Veil, is_secret, save_is_secret
 from pact.agent.worker import Result
 from pact.core import ops, strict

@@ -13,7 +13,7 @@ import orjson
 
 from fuzz.kit import Feed, Target, outcome, piece
 from pact.agent import driver, requests, telling
-from pact.agent.control import (
+from pact.agent.client import (
     OUTPUT_MAX,
     READ_CHUNK,
     Client,

@@ -13,7 +13,7 @@ from public_root import Chain, build
 
 from fuzz.entrances import PEOPLE, Agent, Pipe, _world, request_lines
 from fuzz.kit import Feed, Target, outcome, piece
-from pact.agent.control import Client
+from pact.agent.client import Client
 from pact.agent.requests import Requests
 from pact.core.node import fold
 from pact.core.node.state import State
