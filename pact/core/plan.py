@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 import posixpath
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pact.core.payload import Planned
 from pact.errors import ConflictError
@@ -90,6 +90,13 @@ class Nature(Protocol):
 
 #: The nature of a resource, by its id.
 Natures = Callable[[str], Nature]
+T = TypeVar("T")
+
+
+class Turns(Protocol):
+    """Passes items on; between some of them others may have a turn (``Ledger.in_turns``)."""
+
+    def __call__(self, items: Iterable[T], /) -> Iterator[T]: ...
 
 
 def below(path: str, root: str) -> bool:
@@ -97,11 +104,12 @@ def below(path: str, root: str) -> bool:
     return path != root and (root == "/" or path.startswith(root.rstrip("/") + "/"))
 
 
-def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
+def ordered(steps: Iterable[Step], nature: Natures, turns: Turns = iter) -> tuple[Step, ...]:
     """The steps in an order in which needed resources come first, and resources are taken away from the inside out.
 
     The order follows explicit ``requires``, what a kind wants first (``after``), paths above other paths, and kinds
-    that bring what other kinds set. Raises ConflictError on a cycle, naming its members.
+    that bring what other kinds set. Raises ConflictError on a cycle, naming its members. ``turns``: between the
+    resources of a long plan others may have a turn.
     """
     steps = tuple(steps)
     if len(steps) == 1 and not steps[0].requires and not nature(steps[0].id).after(steps[0]):
@@ -114,19 +122,20 @@ def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
                 _precede(after, step, by_id[need])
     _containment(by_id, after, nature)
     _bringing(by_id, after, nature)
-    return tuple(by_id[rid] for rid in _topological(after, lambda rid: (nature(rid).rank(split_id(rid)[1]), rid)))
+    order = _topological(after, lambda rid: (nature(rid).rank(split_id(rid)[1]), rid), turns)
+    return tuple(by_id[rid] for rid in order)
 
 
-def anyhow(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
+def anyhow(steps: Iterable[Step], nature: Natures, turns: Turns = iter) -> tuple[Step, ...]:
     """The same for a plan that must go on: of resources that require each other in a circle (each of them
     was declared by itself), the requirements do not count."""
     steps = tuple(steps)
     try:
-        return ordered(steps, nature)
+        return ordered(steps, nature, turns)
     except ConflictError:
         by_id = {s.id: s for s in steps}
     try:
-        return tuple(by_id[s.id] for s in ordered((replace(s, requires=()) for s in steps), nature))
+        return tuple(by_id[s.id] for s in ordered((replace(s, requires=()) for s in steps), nature, turns))
     except ConflictError:
         return steps
 
@@ -166,7 +175,7 @@ def _bringing(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: Nat
         if step.target is not None:
             coming.setdefault(rid.partition(":")[0], []).append(rid)
     before: dict[str, set[str]] = {}  # the inverse of ``after``, once it is needed
-    for rid in sorted(by_id):
+    for rid in sorted(rid for rid in by_id if nature(rid).follows):
         first = {other for kind in nature(rid).follows for other in coming.get(kind, ())}
         if not first:
             continue
@@ -191,16 +200,18 @@ def _needing(rid: str, before: Mapping[str, set[str]]) -> set[str]:
     return found
 
 
-def _topological(after: Mapping[str, set[str]], rank: Callable[[str], tuple[int, str]]) -> list[str]:
-    waiting = {rid: set(needs) for rid, needs in after.items()}
+def _topological(after: Mapping[str, set[str]], rank: Callable[[str], tuple[int, str]], turns: Turns) -> list[str]:
+    waiting = {rid: set(needs) for rid, needs in turns(after.items())}
     dependents: dict[str, list[str]] = {rid: [] for rid in after}
-    for rid, needs in waiting.items():
+    for rid, needs in turns(waiting.items()):
         for need in needs:
             dependents[need].append(rid)
     ready = [(rank(rid), rid) for rid, needs in waiting.items() if not needs]
     heapq.heapify(ready)
     out: list[str] = []
-    while ready:
+    for _ in turns(after):
+        if not ready:
+            break
         _, rid = heapq.heappop(ready)
         out.append(rid)
         for other in dependents[rid]:

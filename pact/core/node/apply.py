@@ -36,7 +36,7 @@ def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
 
 def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
     """Observe the resources first. ``group``: the group of which this node is a member."""
-    steps = ordered((_step(node, r, d) for r, d in work.declared.items()), node.nature)
+    steps = ordered((_step(node, r, d) for r, d in work.declared.items()), node.nature, node.in_turns)
     job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=work.dry_run))
 

@@ -18,10 +18,10 @@ from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
 from pact.core.node.jobs import Job
 from pact.core.payload import Saved
-from pact.core.plan import Natures, Step, ordered
+from pact.core.plan import Natures, Step, Turns, ordered
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
 
-Order = Callable[[Iterable[Step], Natures], tuple[Step, ...]]
+Order = Callable[[Iterable[Step], Natures, Turns], tuple[Step, ...]]
 
 
 def under(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
@@ -57,7 +57,7 @@ def steps_for(node: Desk, resources: Iterable[str], order: Order = ordered) -> t
         if member.owed and member.actual == declared.attrs:  # it was moved before, and these do not know it yet
             step = replace(step, notify=tuple(member.owed))
         steps.append(step)
-    return order([*steps, *joined(node, steps)], node.nature)
+    return order([*steps, *joined(node, steps)], node.nature, node.in_turns)
 
 
 def back(node: Desk, resource: str, declared: Declared, actual: Attrs | None = None) -> Step:
@@ -223,7 +223,7 @@ def differing(
         actual = seen.get(step.id)
         if step.id in through and step.id not in met and step.target is not None and isinstance(actual, dict):
             out.append(as_seen(step, actual))
-    return ordered(out, node.nature)
+    return ordered(out, node.nature, node.in_turns)
 
 
 def unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:

@@ -55,7 +55,7 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
         if change is not None:
             bonds.require_free(node, change, "declare", False)
     wanted = (below.with_owed(Step.back(r, declared[r]), _owed(node, r, declared[r])) for r in node.in_turns(probe))
-    steps = ordered(wanted, node.nature)
+    steps = ordered(wanted, node.nature, node.in_turns)
     work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
     job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)
     node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=request.dry_run))
@@ -242,7 +242,9 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(below.back(node, sighting.resource, declared, seen))
-    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature))
+    job = node.job(
+        "boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature, node.in_turns)
+    )
     # A person may have set the resource by hand since the boot: record what will be overwritten first.
     recording.planned(node, job.steps, "boot")
     below.act(node, job, {}, job.ids)

@@ -26,7 +26,7 @@ def asked_check(node: Desk, event: Asked[ops.GroupCheck]) -> None:
     check_fence(node.state, event.request.fence)
     declared = {r: Declared.from_json(v) for r, v in event.request.resources.items()}
     _refuse_busy(node, declared, "")
-    steps = ordered((_step(r, d) for r, d in declared.items()), node.nature)
+    steps = ordered((_step(r, d) for r, d in declared.items()), node.nature, node.in_turns)
     job = node.job("group_check", event.caller, Applying(declared), token=event.token, ids=tuple(declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=True))
 

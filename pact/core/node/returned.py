@@ -47,7 +47,9 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
             steps.append(below.back(node, sighting.resource, declared, actual))
     if not steps:
         return
-    job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature))
+    job = node.job(
+        CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.nature, node.in_turns)
+    )
     recording.planned(node, job.steps, CAUSE)
     below.act(node, job, {}, job.ids)
 

@@ -166,7 +166,7 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
         seen = reset.get(step.id)
         if seen is not None and not isinstance(seen.observation, Unreadable):
             steps[at] = replace(step, actual=seen.observation)
-    job.steps = anyhow(steps, node.nature)
+    job.steps = anyhow(steps, node.nature, node.in_turns)
     node.converging[job.n] = frozenset(s.id for s in job.steps)
     node.emit(Probe(job.n, job.steps, consumers=True))
 

@@ -146,7 +146,7 @@ def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry
             cause="manual",
             ids=tuple(ids),
         )
-        job.steps = ordered([*own, *below.joined(node, own)], node.nature)
+        job.steps = ordered([*own, *below.joined(node, own)], node.nature, node.in_turns)
         node.waiting[event.token].jobs.add(job.n)
         node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
 
