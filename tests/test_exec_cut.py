@@ -29,13 +29,13 @@ def marker() -> str:
     return f"{int(time.time() * 1000) % 10**9 + 10**9}"
 
 
-@pytest.mark.parametrize("how", ["interrupted", "lost"])
+@pytest.mark.parametrize("how", ["interrupted", "interrupted twice", "lost"])
 def test_of_each_node_something_is_said_when_it_ends_here(kit: Fleet, marker: str, tmp_path: Path, how: str) -> None:
     """One has ended, one runs, and one has not even begun: its agent is stopped. Or contact is lost."""
     command = f"mkdir {tmp_path}/first 2>/dev/null && exit 3; sleep {marker}; true"
-    stopped = kit.processes["n3" if how == "interrupted" else "root1"]
-    listening = NODES[:2] if how == "interrupted" else NODES
-    if how == "interrupted":
+    stopped = kit.processes["n3" if how != "lost" else "root1"]
+    listening = NODES[:2] if how != "lost" else NODES
+    if how != "lost":
         stopped.send_signal(signal.SIGSTOP)
     with kit.pact(
         "--json", "exec", "--nodes", "n[1-3]", "--", command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
@@ -44,19 +44,27 @@ def test_of_each_node_something_is_said_when_it_ends_here(kit: Fleet, marker: st
             within(lambda: alive(marker) and has_ended(kit, listening, str(tmp_path)), "one runs, one has ended", 30)
             time.sleep(0.5)  # its answer is here
             stopped.send_signal(signal.SIGSTOP)
-            if how == "interrupted":
+            if how != "lost":
+                one.send_signal(signal.SIGINT)
+            if how == "interrupted twice":
+                within(lambda: signal.SIGINT in ignored(one.pid), "it is taking its leave", 10)
                 one.send_signal(signal.SIGINT)
             doc = json.loads(one.communicate(timeout=30)[0])
         finally:
             stopped.send_signal(signal.SIGCONT)
-    assert one.returncode == (130 if how == "interrupted" else 5)
+    assert one.returncode == (130 if how != "lost" else 5)
     (ended,) = [n for n in NODES if doc["nodes"][n]["exit"] == 3]
-    why = "cancelled" if how == "interrupted" else "no answer came; if its command began, it was ended there"
+    why = "cancelled" if how != "lost" else "no answer came; if its command began, it was ended there"
     assert doc["failed"] == {",".join(doc["failed"]): why} and ended not in doc["failed"]
     assert {n: row["exit"] for n, row in doc["nodes"].items()} == {**dict.fromkeys(NODES), ended: 3}
     within(lambda: not alive(marker), "nothing is left running", 20)
     for node in NODES:
         kit.connected(node)
+
+
+def ignored(pid: int) -> set[int]:
+    mask = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:"))
+    return {n for n in range(1, 65) if int(mask.split()[1], 16) >> (n - 1) & 1}
 
 
 def has_ended(kit: Fleet, nodes: Sequence[str], text: str) -> bool:

@@ -295,7 +295,8 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     patient = argparse.Namespace(**{**vars(args), "timeout": int((limit_s + 2 * MORE_S) * NS_PER_S)})
     interrupted = False
     lost: PactError | None = None
-    for number in heeded(signal.SIGTERM, signal.SIGHUP):
+    heeds = heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in heeds:
         signal.signal(number, _interrupt)
     nodes = resolved(args.nodes)  # once: who is asked, and of whom something is said, are the same nodes
     with connected(patient) as client:
@@ -304,11 +305,15 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
             all_.ask(fields, nodes, limit_s)
         except KeyboardInterrupt:
             interrupted = True
+            for number in heeds:  # a second one must not lose what has come
+                signal.signal(number, signal.SIG_IGN)
         except PactError as exc:
             lost = exc  # what has come until now is shown all the same
         client.cancel()
     if lost is not None and not (all_.nodes or all_.failed):
         raise lost
+    for number in heeds if interrupted else ():  # what is shown now may be cut short
+        signal.signal(number, _interrupt)
     if interrupted:
         all_.settle(nodes, CANCELLED, CANCELLED)
     elif isinstance(lost, UnreachableError):
