@@ -12,9 +12,9 @@ from pact.agent import driver as shell
 from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.probing import observe
-from pact.core.node.events import Appeared, New, Observed, Scanned, Sighting, Ticked
+from pact.core.node.events import Appeared, FleetTold, New, Observed, Scanned, Sighting, Ticked
 from pact.errors import JournalError
-from pact.model import Owner, Unreadable
+from pact.model import NS_PER_S, Owner, Unreadable
 
 pytestmark = [pytest.mark.root, pytest.mark.invariant("J4", "J9", "F3")]
 
@@ -109,12 +109,16 @@ def test_what_cannot_be_read_while_nothing_can_be_recorded_is_looked_at_again(
     assert resource not in agent.node.unreadable
 
 
-def loses_its_journal(agent: Agent, place: Path, broken: pytest.MonkeyPatch) -> None:
+def fail_the_journal(agent: Agent, broken: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise JournalError("journal: database or disk is full")
 
     broken.setattr(agent.journal, "append", fails)
     broken.setattr(agent.journal, "probe", fails)
+
+
+def loses_its_journal(agent: Agent, place: Path, broken: pytest.MonkeyPatch) -> None:
+    fail_the_journal(agent, broken)
     agent.step(drift(agent, place, "a"))
     assert agent.journal_error
 
@@ -123,6 +127,37 @@ def finds_it_again(agent: Agent) -> None:
     agent._retry_journal_ns = 0
     agent._retry_journal(agent.clock.now_ns())
     assert not agent.journal_error
+
+
+STOP = {"hold": "f1", "owner": "ann", "reason": "r", "left_ns": 3600 * NS_PER_S}
+
+
+@pytest.mark.invariant("G8")
+def test_a_loss_makes_no_delayed_word_of_an_earlier_root_count(
+    agent: Agent, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the new root said needed no record: only the memory has it."""
+    agent.tell(FleetTold(*agent.now(), 6, 100, []))
+    with monkeypatch.context() as broken:
+        loses_its_journal(agent, place, broken)
+    finds_it_again(agent)
+    agent.tell(FleetTold(*agent.now(), 5, 101, [STOP]))
+    assert not agent.node.state.holds
+
+
+@pytest.mark.invariant("G8")
+def test_a_stop_that_was_lost_with_the_journal_counts_when_it_is_said_again(
+    agent: Agent, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.tell(FleetTold(*agent.now(), 5, 99, []))
+    with monkeypatch.context() as broken:
+        fail_the_journal(agent, broken)
+        agent.tell(FleetTold(*agent.now(), 6, 100, [STOP]))
+        assert agent.journal_error and not agent.node.state.holds
+    finds_it_again(agent)
+    assert set(agent.node.state.holds) == {"f1"}
+    agent.tell(FleetTold(*agent.now(), 6, 100, [STOP]))
+    assert set(agent.node.state.holds) == {"f1"}
 
 
 @pytest.mark.invariant("U1")

@@ -401,7 +401,7 @@ class Driver:
         self.node.unreadable = before.unreadable
         self.node.refusals, self.node.killed = before.refusals, before.killed
         self.node.alone_since_ns, self.node.ended_runs = before.alone_since_ns, before.ended_runs
-        self.node.fleet_seq = before.fleet_seq
+        self.node.fleet_fence, self.node.fleet_seq = before.fleet_before
 
     def tell(self, event: Event) -> None:
         """Pass an event to the core, now or when the journal can be written again: the event is durable, or it is

@@ -371,7 +371,7 @@ class World:
         self.node = Node(self.name, SimRules(), self.disk.load(), jobs_from=before.jobs_numbered)
         self.node.unreadable = before.unreadable
         self.node.alone_since_ns, self.node.ended_runs = before.alone_since_ns, before.ended_runs
-        self.node.fleet_seq = before.fleet_seq
+        self.node.fleet_fence, self.node.fleet_seq = before.fleet_before
         self._asleep = False
 
     def _heard_without_journal(self, event: Event) -> None:

@@ -95,6 +95,8 @@ class Ledger:
         self.ruled: dict[str, int] = {}
         self.fleet_fence = 0  # the fence of the root that sent ``fleet_seq``
         self.fleet_seq = 0  # the number of the root's newest message about holds that needed no record
+        # The same two before this event. What the event recorded may be lost, and what the root said then comes again.
+        self.fleet_before = (0, 0)
         self.alone_since_ns: int | None = None  # since when this member of a cluster is cut off from the root
         self.scanned = False  # what happened while no agent ran is taken in
         self.owed_at: tuple[int, ...] = ()  # when it was last asked who must still be told

@@ -80,6 +80,7 @@ class Node(Desk):
         """Decide. Never raises for an act of an operator or of the machine; an AssertionError is a bug."""
         kind = type(event)
         self.effects, self.moved = [], kind is not Asked  # the others bring news that the state lacks
+        self.fleet_before = self.fleet_fence, self.fleet_seq
         self.t_ns = max(self.t_ns, event.t_ns)
         self.wall_ns = event.wall_ns
         if kind is not Started and (self.alarms or self.windows):
