@@ -169,14 +169,50 @@ def test_who_looks_for_the_oldest_record_to_be_told_lets_others_go_between(
     veil: Any = SimpleNamespace(record_line=lambda *_: b"{}")
     caller: Any = None
     request: Any = SimpleNamespace(count=None, since="", type="")
-    lines = telling._newest(path, caller, veil, request, [-1])
+    pieces = telling._pieces(telling._newest(path, caller, veil, request, [-1]))
     said = []
     for turn in itertools.count(1):
         before = len(read)
-        piece, whole = telling._piece(lines)
+        piece, whole = next(pieces)
         assert len(read) <= before + 1, "a piece ends when its time is over, also if it says nothing"
         said += piece
         if whole:
             break
         assert turn <= 3 * RECORDS
     assert len(b"".join(said).splitlines()) == RECORDS == len(read)
+
+
+@pytest.mark.parametrize("type_", ["", "denied"])
+@pytest.mark.parametrize(("far", "follow"), [(False, False), (True, False), (False, True)])
+def test_a_search_that_finds_nothing_lets_others_go_between(
+    path: str, type_: str, far: bool, follow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --since in the future, one statement looked at every record: all long answers waited until it ended."""
+    monkeypatch.setattr("pact.journal.sqlite.SINCE_ROWS", RECORDS // 20, raising=False)
+    monkeypatch.setattr(telling, "ANSWER_PIECE_S", 0.0)
+    veil: Any = SimpleNamespace(record_line=lambda *_: b"{}")
+    caller: Any = None
+    steps = itertools.count()
+    with_steps = SqliteJournal.__init__
+
+    def opened(self: Any, *args: Any, **named: Any) -> None:
+        with_steps(self, *args, **named)
+        self._open.set_progress_handler(lambda: next(steps) < 0, 10)
+
+    monkeypatch.setattr(SqliteJournal, "__init__", opened)
+    for since, found in (("2027-01-01T00:00:00", 0), ("2026-01-01T00:00:00", 3 if type_ else RECORDS)):
+        request: Any = SimpleNamespace(count=None, since=since, type=type_)
+        lines = (
+            telling._newest(path, caller, veil, request, [-1])
+            if follow
+            else telling.log(path, caller, veil, None, since, type_)
+        )
+        said, whole, at = list[bytes](), False, next(steps)
+        pieces = telling._far_pieces(lines) if far else telling._pieces(lines)
+        while not whole:
+            piece, whole = next(pieces)
+            said += piece
+            now = next(steps)
+            assert (now - at) * 10 < RECORDS * 2, "one piece looks at few records"
+            at = now
+        assert b"".join(said).count(b'{"record":{}}') == found

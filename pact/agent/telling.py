@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -45,6 +44,7 @@ FAR_MAX: Final = BODY_MAX
 FOLLOW_MAX: Final = 10_000
 FOLLOW_PAGE: Final = 50  # records
 NOTHING: Final = b""  # said instead of a line by who has worked and has none yet: the piece may end here
+Piece = tuple[list[bytes], bool]  # and whether it is the last
 
 
 def tell(
@@ -54,26 +54,30 @@ def tell(
     on the loop after the last one."""
     token = tellers.agent.next_token()
     client.tokens.add(token)
-    _more(tellers, client, token, op, lines, then)
+    pieces = _far_pieces(lines) if client.remote else _pieces(lines)
+    _more(tellers, client, token, op, pieces, then)
 
 
 def _more(
-    tellers: Tellers, client: Client, token: int, op: str, lines: Iterator[bytes], then: Callable[[], None] | None
+    tellers: Tellers, client: Client, token: int, op: str, pieces: Iterator[Piece], then: Callable[[], None] | None
 ) -> None:
     agent = tellers.agent
 
     def work() -> Result:
-        piece, whole = _far_piece(lines) if client.remote else _piece(lines)
+        piece, whole = next(pieces)
 
         def done(t_ns: int, wall_ns: int) -> Ticked:
             if token in client.tokens and agent.control.connected(client):
-                client.take(piece)
+                if piece or whole:
+                    client.take(piece)
                 if whole:
                     client.tokens.discard(token)
                     if then is not None:
                         then()
+                elif client.remote:
+                    _more(tellers, client, token, op, pieces, then)
                 else:
-                    client.when_taken(lambda: _more(tellers, client, token, op, lines, then))
+                    client.when_taken(lambda: _more(tellers, client, token, op, pieces, then))
                 agent.control.flush(client)
             return Ticked(t_ns, wall_ns)
 
@@ -146,30 +150,36 @@ class Tellers:
         self.agent.telling.call(written)
 
 
-def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """The next lines as they are sent, joined (none if there are none yet), and whether they are the last."""
+def _pieces(lines: Iterator[bytes]) -> Iterator[Piece]:
+    """The lines as they are sent, joined, in pieces; none in a piece in which there were none yet."""
+    whole = False
+    while not whole:
+        out: list[bytes] = []
+        size, ends_s, whole = 0, time.monotonic() + ANSWER_PIECE_S, True
+        for line in lines:
+            if line is not NOTHING:
+                out += [line, b"\n"]
+                size += len(line)
+            if size >= ANSWER_PIECE or time.monotonic() >= ends_s:
+                whole = False
+                break
+        yield [b"".join(out)] if out else [], whole
+
+
+def _far_pieces(lines: Iterator[bytes]) -> Iterator[Piece]:
+    """A caller from the cluster gets one answer, as much as fits: what comes before it says nothing."""
     out: list[bytes] = []
-    size, ends_s, whole = 0, time.monotonic() + ANSWER_PIECE_S, True
+    size, ends_s = 0, time.monotonic() + ANSWER_PIECE_S
     for line in lines:
         if line is not NOTHING:
-            out += [line, b"\n"]
+            out.append(line)
             size += len(line)
-        if size >= ANSWER_PIECE or time.monotonic() >= ends_s:
-            whole = False
-            break
-    return [b"".join(out)] if out else [], whole
-
-
-def _far_piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """A caller from the cluster gets one answer, as much as fits."""
-    out: list[bytes] = []
-    size = 0
-    for line in lines:
-        out.append(line)
-        size += len(line)
         if size > FAR_MAX:
             break
-    return out, True
+        if time.monotonic() >= ends_s:
+            yield [], False
+            ends_s = time.monotonic() + ANSWER_PIECE_S
+    yield out, True
 
 
 # -- what is told: each of these runs in that thread alone ------------------------------------------------------------
@@ -183,7 +193,7 @@ def log(path: str, caller: Caller, veil: Veil, count: int | None, since: str, ty
     """Records, the newest first."""
     with closing(SqliteJournal(path, read_only=True)) as journal:
         for body, hash_ in journal.newest(count, since=since, type_=type_):
-            yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}"
+            yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}" if body else NOTHING
     yield END
 
 
@@ -208,8 +218,11 @@ def _newest(path: str, caller: Caller, veil: Veil, request: ops.Log, told: list[
     with closing(SqliteJournal(path, read_only=True)) as journal:
         told[0] = journal.seq
         found = journal.newest(request.count, since=request.since, type_=request.type)
-        oldest = NOTHING
-        for oldest, _ in islice(found, FOLLOW_MAX):  # noqa: B007  (the last one is what is wanted)
+        oldest, count = NOTHING, 0
+        for body, _ in found:
+            oldest, count = body or oldest, count + bool(body)
+            if count >= FOLLOW_MAX:
+                break
             yield NOTHING
     if oldest:
         yield from _since(path, caller, veil, strict.own(oldest)["seq"], told, request.type)

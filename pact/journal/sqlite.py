@@ -32,6 +32,9 @@ APPLICATION_ID: Final = 0x70616374  # "pact"
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_S: Final = 5.0
 PAGE_ROWS: Final = 256
+SINCE_ROWS: Final = 1000  # whose times are looked at in one go: clocks are set, so an old record may be the newest
+#: In place of a record: a part of the journal was looked through, and had none.
+NOTHING_YET: Final = (b"", "")
 SEQ_MAX: Final = (1 << 63) - 1
 VERIFY_MAX: Final = 200_000
 ALIVE_EVERY: Final = 1000  # records
@@ -442,18 +445,14 @@ class SqliteJournal:
     def newest(self, count: int | None, *, since: str = "", type_: str = "") -> Iterator[tuple[bytes, str]]:
         before, left = self.seq + 1, self.seq + 1 if count is None else count
         of = "type = ?" if type_ else "'' = ?"  # with "or" in it, the index would not serve
-        while left > 0:  # in pages: no reader holds memory, or a transaction, for long
-            page = list(
-                self._rows(
-                    f"SELECT body, hash, seq FROM record WHERE {of} AND seq < ? AND time >= ?"
-                    " ORDER BY seq DESC LIMIT ?",
-                    (type_, before, since, min(left, PAGE_ROWS)),
-                )
-            )
-            if not page:
-                return
+        while left > 0 and before > 0:  # in pages: no reader holds memory, or a transaction, for long
+            least, most = max(0, before - SINCE_ROWS) if since else 0, min(left, PAGE_ROWS)
+            sql = f"SELECT body, hash, seq FROM record WHERE {of} AND seq BETWEEN ? AND ? AND time >= ?"
+            page = list(self._rows(sql + " ORDER BY seq DESC LIMIT ?", (type_, least, before - 1, since, most)))
             yield from ((body, hash_) for body, hash_, _ in page)
-            before, left = page[-1][2], left - len(page)
+            if not page and least > 0:
+                yield NOTHING_YET
+            before, left = page[-1][2] if len(page) == most else least, left - len(page)
 
     def bodies(self, first: int, limit: int, type_: str = "") -> Iterator[tuple[str, bytes]]:
         """Hash and canonical bytes of at most ``limit`` records from ``first`` on, of this type if it is not empty."""
