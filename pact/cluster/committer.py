@@ -24,6 +24,7 @@ PENDING_BYTES_MAX: Final = 64 << 20
 STANDBY_S: Final = 1.0
 LEASE_LOOK_S: Final = 0.25
 RETRY_S: Final = (0.1, 0.2, 0.5, 1.0)
+LOAD_AGAIN_S: Final = 5.0
 CLOSE_S: Final = 15.0
 
 
@@ -113,7 +114,7 @@ class Committer:
         self._appends: deque[_Append] = deque()
         self._keep: _Keep | None = None
         self._bytes = 0
-        self._closing = False
+        self._closing = self._again = False
         self._posted: deque[Posted] = deque()
         self._posted_lock = threading.Lock()
         self._store: LogStore | None = None
@@ -142,6 +143,12 @@ class Committer:
         one."""
         with self._wake:
             self._keep = _Keep(fence, gseq, snapshot, trim_before)
+            self._wake.notify()
+
+    def load_again(self) -> None:
+        """No root can lead with what was loaded: load it anew after a while. Somebody may have mended it."""
+        with self._wake:
+            self._again = True
             self._wake.notify()
 
     def trim(self, fence: int, before: int) -> None:
@@ -265,11 +272,14 @@ class Committer:
             return ""
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._closing or self._appends or self._keep, LEASE_LOOK_S)
+                self._wake.wait_for(lambda: self._closing or self._appends or self._keep or self._again, LEASE_LOOK_S)
                 if self._closing:
                     return "closing"
+                again, self._again = self._again, False
                 item = self._appends[0] if self._appends else None
                 keep, self._keep = self._keep, None
+            if again and not (self._sleep(LOAD_AGAIN_S) and self._load(store, fence)):
+                return ""
             why = self._append(store, fence, item) if item is not None else ""
             if not why and keep is not None:
                 why = self._save(store, fence, keep)

@@ -27,11 +27,13 @@ from pact.cluster.turns import Turns
 from pact.cluster.watcher import Watcher
 from pact.core.node.state import STATES
 from pact.core.root import log as rootlog
+from pact.core.root import public
 from pact.core.root.answers import answer_of
 from pact.core.root.envelope import Asker
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.root.runs import progress, standing
+from pact.core.root.salvage import load_past, told
 from pact.core.root.term import Commit, Down, Effect, Publish
 from pact.core.tree import wire
 from pact.core.tree.wire import Message
@@ -124,6 +126,7 @@ class RootPart:
         self.commit_ns = 0
         self.oldest = 0
         self.trouble = ""
+        self.damage, self._damaged_to = "", -1  # what was found at the election, and the last number that it concerns
         self._chunks = self._chunk_bytes = 0
         self._sets = NodeSets()
         self._last_failed = ""
@@ -247,6 +250,8 @@ class RootPart:
             self._works_again()
         elif isinstance(posted, Saved):
             self.oldest = posted.oldest
+            if posted.gseq >= self._damaged_to:
+                self.damage = ""  # no later root needs what is damaged
         elif self.root is not None:
             assert isinstance(posted, Durable)
             self._works_again()
@@ -266,12 +271,14 @@ class RootPart:
 
     def _elected(self, posted: Elected, t_ns: int, wall_ns: int) -> Iterator[Message]:
         try:
-            state = rootlog.load(posted.snapshot, posted.chunks)
+            state, holes = load_past(posted.snapshot, posted.chunks)
         except (ChainError, ValueError) as exc:
-            log(f"the root's log does not verify: {exc}", 2)
-            raise PactError(
-                f"the root's log does not verify: {exc}", "keep it; restore it from a backup or another member"
-            ) from None
+            self._cannot_lead(f"the root's log does not verify: {exc}; keep it, and restore it from a backup")
+            return
+        self._works_again()
+        self.damage, self._damaged_to = told(holes), holes[-1][1] if holes else -1
+        if self.damage:
+            log(f"{self.damage}; nodes send again what they still have", 2)
         if posted.doubted:
             log(posted.doubted, 2)
         if posted.lost:
@@ -301,6 +308,14 @@ class RootPart:
         if self.watcher is not None:
             self.watcher.lead(state.gseq)
         yield from self._perform(root.start(t_ns + self.offset_ns, wall_ns, boot, self.offset_ns))
+
+    def _cannot_lead(self, why: str) -> None:
+        """Nothing in the log ends this process, which also carries what is below it. It goes on looking.  # F37"""
+        self.trouble = why
+        if why != self._last_failed:
+            self._last_failed = why
+            log(why, 2)
+        self.committer.load_again()
 
     def _deposed(self, why: str) -> Iterator[Message]:
         if self.root is None:
@@ -435,8 +450,8 @@ class RootPart:
             "groups": groups[: page.ROWS_MAX],
             "holds": root.holds(),
             "refused": dict(root.counters.refused),
-            "healthy": not self.trouble,
-            "trouble": self.trouble,
+            "healthy": not self.trouble and not self.damage,
+            "trouble": self.trouble or self.damage,
             "fleet": self._fleet(root, away),
         }
 
@@ -482,22 +497,9 @@ class RootPart:
         now_s, kept = time.monotonic(), self._snapshot
         if kept is None or kept[1] is not root.state or now_s - kept[0] >= SNAPSHOT_S:
             with self._applying:  # its content and its number belong to one moment  # V2
-                gseq, found = root.state.gseq, _public(root.state)
+                gseq, found = root.state.gseq, public.snapshot(root.state)
             kept = self._snapshot = (now_s, root.state, gseq, orjson.dumps(found))
         return kept[2], kept[3]
-
-
-def _public(state: RootState) -> dict[str, Any]:
-    return {
-        "v": 1,
-        "gseq": state.gseq,
-        "types": dict(state.last),
-        "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in state.cursors.items()},
-        "groups": {
-            g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None} for g in state.groups.values()
-        },
-        "holds": [h.to_json() for h in state.holds.values()],
-    }
 
 
 def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, synchronised: bool) -> int:

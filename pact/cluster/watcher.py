@@ -142,7 +142,10 @@ class Watcher:
         for raw in self._read(start):
             if self._closing or self._term != self._term_seen:
                 return True
-            chunk = read_chunk(raw)
+            try:
+                chunk = read_chunk(raw)
+            except ValueError:
+                continue  # damaged: what comes after it is not left out with it
             self._take(chunk, 0)
             took_s, began = time.thread_time() - began, time.thread_time()
             if took_s > 0.001:

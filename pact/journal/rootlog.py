@@ -54,7 +54,7 @@ class LogStore(Protocol):
 
     def read(self, gseq: int) -> Iterator[bytes]:
         """Chunks from the one that holds ``gseq`` on (or from the oldest). Ends early, without a hole, if they are
-        trimmed."""
+        trimmed. No bytes stand for a chunk that is damaged."""
 
     def oldest(self) -> int:
         """The first gseq that is still stored; the next one if there is none."""

@@ -421,23 +421,28 @@ class EtcdLog:
             yield chunk
 
     def _read(self, gseq: int) -> Iterator[tuple[int, bytes]]:
-        """Chunks, each with the number after its last event."""
+        """Chunks, each with the number after its last event; no bytes for one that is damaged."""
         at = self._at_or_before(max(0, gseq))
-        begun, limit = False, 4
+        begun, limit = False, 4  # begun: the next chunk begins at ``at``
         while at >= 0:
             kvs = self._get(self._log_key(at), self._key("log0"), limit=limit).kvs
             for kv in kvs:
                 first = self._first(kv.key)
                 head, _, chunk = kv.value.partition(b"\n")
-                about = self._about(head, f"the chunk at {first}", count=int, parts=int)
                 if begun and first != at:
                     return  # trimmed meanwhile
+                try:
+                    about = self._about(head, f"the chunk at {first}", count=int, parts=int)
+                except Senseless:  # how many events it had is not known
+                    yield first + 1, b""
+                    begun, at = False, first + 1
+                    continue
                 if first + about["count"] > gseq:
                     whole = chunk if not about["parts"] else self._joined(f"part/{first:020d}/", about)
                     if whole is None:
                         if self.oldest() > first:
                             return
-                        raise JournalError(f"etcd: the chunk at {first} is damaged", "restore etcd from a backup")
+                        whole = b""
                     yield first + about["count"], whole
                     begun = True
                 at = first + about["count"]

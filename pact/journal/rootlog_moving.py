@@ -65,6 +65,8 @@ def read_store(store: LogStore, cluster: str) -> Backup:
     for _ in range(TRIES):
         snapshot, _ = store.load()  # with the last chunk in it: the numbers go on from there
         chunks = list(store.read(0 if snapshot is None else log.load(snapshot, ()).gseq))
+        if not all(chunks):
+            raise PactError(f"the root's log of {cluster} has a chunk that is damaged", "take an earlier backup")
         oldest = store.oldest()
         if not chunks or oldest <= chunks_.read_chunk(chunks[0]).first:
             backup = Backup(cluster, snapshot, chunks)

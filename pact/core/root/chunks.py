@@ -70,7 +70,9 @@ def build_chunk(
 
 
 def read_chunk(raw: bytes) -> Chunk:
-    """Raises ValueError for bytes that are not a chunk."""
+    """Raises ValueError for bytes that are not a chunk. A store returns no bytes for a chunk that is damaged there."""
+    if not raw:
+        raise ValueError("the chunk is damaged")
     try:
         (length,) = _LENGTH.unpack_from(raw)
         head = strict.loads_object(raw[4 : 4 + length], strict.LINE_MAX)

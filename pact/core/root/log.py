@@ -132,7 +132,7 @@ class Hold:
 
 
 class RootState:
-    """The fold. Only ``apply`` and ``apply_written`` change it."""
+    """The fold. Only ``apply``, ``apply_written`` and ``pass_over`` change it."""
 
     def __init__(self) -> None:
         self.gseq = -1
@@ -219,6 +219,10 @@ class RootState:
         self.last.update(last)
         self._folded(chunk, raw)
         return chunk
+
+    def pass_over(self, following: Chunk) -> None:
+        """What comes before this chunk is damaged: go on with it.  # F37"""
+        self.gseq, self.chunk_hash = following.first - 1, following.prev
 
     def _folded(self, chunk: Chunk, raw: bytes) -> None:
         self.gseq, self.chunk_hash = chunk.first + chunk.count - 1, chunk_hash(raw)

@@ -15,15 +15,16 @@ import orjson
 
 from pact.core import strict
 from pact.core.records import rfc3339
-from pact.core.root.chunks import read_chunk
-from pact.core.root.log import ROOT
+from pact.core.root.chunks import Chunk, read_chunk
+from pact.core.root.log import ROOT, RootState
 from pact.errors import RequestError
 from pact.limits import REPLAY_REQUEST_MAX
-from pact.model import JsonRead
+from pact.model import Json, JsonRead
 
 VERSION: Final = 1
 PREFIX: Final = "pact.v1."
 HEADS: Final = "heads"
+UNREADABLE: Final = "unreadable"  # the type of what cannot be read any more
 ANY: Final = "*"
 PLAIN: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
 TYPE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
@@ -59,13 +60,14 @@ class Public:
     frames: Frames
 
 
-def events(raw: bytes, cluster: str) -> Iterator[Public]:
-    """The events of a chunk in the order of their global numbers.  # V1"""
-    chunk = read_chunk(raw)
+def events(raw: bytes, cluster: str, chunk: Chunk | None = None) -> Iterator[Public]:
+    """The events of a chunk in the order of their global numbers; ``chunk``: what its bytes say, if they were read
+    already.  # V1"""
+    chunk = chunk or read_chunk(raw)
     gseq, last = chunk.first, dict(chunk.prevs)
     for batch in chunk.batches:
-        for line in batch.lines:
-            record = strict.own(line)
+        for at, line in enumerate(batch.lines):
+            record = _record(line, batch.first + at, chunk.wall_ns)
             type_ = record["type"]
             header = {
                 "v": VERSION,
@@ -88,6 +90,17 @@ def events(raw: bytes, cluster: str) -> Iterator[Public]:
             gseq += 1
 
 
+def _record(line: bytes, seq: int, wall_ns: int) -> JsonRead:
+    """The record in a line of a chunk. A line that was damaged keeps its place and its number.  # F37"""
+    try:
+        record: Json = strict.own(line)
+        if type(record["type"]) is type(record["time"]) is str and record["seq"] == seq:
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    return {"type": UNREADABLE, "seq": seq, "time": rfc3339(wall_ns), "actor": {}, "data": {"omitted": len(line)}}
+
+
 def _body(record: JsonRead, size: int) -> bytes:
     """A record as it is published. A record that cannot be written as JSON again (an older root accepted it) keeps its
     place, number and hash.  # S5"""
@@ -97,6 +110,20 @@ def _body(record: JsonRead, size: int) -> bytes:
     except orjson.JSONEncodeError:
         plain = {k: v for k, v in body.items() if isinstance(v, str | int)}
         return orjson.dumps({**plain, "actor": {}, "data": {"omitted": size}})
+
+
+def snapshot(state: RootState) -> Json:
+    """For subscribers that came too late for the events: how far each node is, and the present groups and holds."""
+    return {
+        "v": 1,
+        "gseq": state.gseq,
+        "types": dict(state.last),
+        "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in state.cursors.items()},
+        "groups": {
+            g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None} for g in state.groups.values()
+        },
+        "holds": [h.to_json() for h in state.holds.values()],
+    }
 
 
 class Heads:
@@ -195,18 +222,24 @@ def page(ask: Get, chunks: Iterable[bytes], cluster: str, head: int) -> Iterator
     """The answer to a request: events, then one control message; each with the number from which to go on.  # V2
 
     A page is bounded, so ``UPTO`` may be below the head; the requester asks again from the number after it. A page
-    always advances by at least one event. If the first requested event is gone, ``TRUNCATED`` comes alone.
+    always advances by at least one event. If the first requested event is gone, ``TRUNCATED`` comes alone; so it is
+    with what is damaged in the middle of the log, at which a page ends.  # F37
     """
     at, sent, size, scanned = ask.start, 0, 0, 0
     for raw in chunks:
-        chunk = read_chunk(raw)
+        scanned += len(raw)
+        try:
+            chunk = read_chunk(raw)
+        except ValueError:
+            continue
+        if chunk.first > at > ask.start:
+            break
         if chunk.first > at:
             yield ask.start, control(ask.as_json, "TRUNCATED", chunk.first)
             return
         if chunk.first + chunk.count <= at:
             continue
-        scanned += len(raw)
-        for event in events(raw, cluster):
+        for event in events(raw, cluster, chunk):
             if event.gseq < at:
                 continue
             at = event.gseq + 1
