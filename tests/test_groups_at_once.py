@@ -198,7 +198,7 @@ def test_a_group_whose_members_the_next_root_could_not_read_is_not_begun() -> No
     assert root is not None
 
     class Short(type(root.sets)):  # type: ignore[misc]
-        def expand(self, text: str) -> list[str]:
+        def expand(self, text: str, most: int = 0) -> list[str]:
             return list(super().expand(text)) if text.count(",") < 3 else _refuse()
 
     names = ALL_OF

@@ -13,14 +13,16 @@ from pact import limits
 from pact.agent.client import Client
 from pact.cluster.nodesets import NodeSets
 from pact.core.node.events import Caller
+from pact.core.records import GENESIS
 from pact.core.root.envelope import Asker
-from pact.core.root.log import RootState
+from pact.core.root.log import Cursor, RootState
 from pact.core.root.root import Root
+from pact.core.root.term import Down
 from pact.core.tree.clients import Clients
 from pact.core.tree.directory import Child, Peer
 from pact.core.tree.outbox import Up
 from pact.core.tree.wire import message
-from pact.errors import PactError
+from pact.errors import EXIT_USAGE, PactError
 from pact.model import Actor, Owner
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +94,26 @@ def test_a_node_set_has_a_length() -> None:
     for size, taken in ((limits.NODE_SET_MAX, True), (limits.NODE_SET_MAX + 1, False)):
         asked = message("request", {"id": size, "op": "status", "nodes": "n" * size}, b"{}")
         assert isinstance(clients.request(ann, asked, True), Up) == taken
+
+
+@pytest.mark.invariant("S7", "T13")
+@pytest.mark.parametrize("op", ["status", "watch", "nodes"])
+def test_a_node_set_names_few_nodes_that_nobody_has_heard_of(op: str) -> None:
+    """To look up a hundred thousand names, and to tell that they are not there, stopped the root's loop for seconds."""
+    root = Root("r", RootState(), 1, NodeSets())
+    for n in range(50):
+        root.state.cursors[f"n{n}"] = Cursor("i", 1, GENESIS)
+
+    def refused(nodes: str) -> bool:
+        head = {"client": "c1", "id": 1, "op": op, "nodes": nodes, "timeout_ms": 1000, "challenge": "", "seal": ""}
+        head["caller"] = {"user": "eve", "role": "viewer", "via": "cluster"}
+        effects = root.received(message("request", head, b"{}"), 1, 1)
+        return any(isinstance(e, Down) and e.kind == "result" and e.head["exit"] == EXIT_USAGE for e in effects)
+
+    many = limits.UNKNOWN_NAMES_MAX
+    assert not refused(f"n[0-49],x[1-{many}]")
+    for nodes in (f"n[0-{50 + many}]", "x[0-99999]", f"n[0-20],x[1-{many + 50}]", "a[0-99]b[0-99]"):
+        assert refused(nodes), nodes
 
 
 @pytest.mark.invariant("S3")

@@ -9,11 +9,33 @@ from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.cluster.nodesets import NodeSets
+from pact.cluster import nodesets
+from pact.cluster.nodesets import NodeSets, fold
 from pact.errors import UsageError
 
 PARTS = st.lists(
-    st.sampled_from(["a", "b", "n-", "x", "[1-3]", "[01-03]", "2", "[1,3,5]", "[0-9/3]"]), min_size=1, max_size=4
+    st.sampled_from(
+        [
+            "a",
+            "b",
+            "n-",
+            "x",
+            ".",
+            "_1",
+            "[1-3]",
+            "[01-03]",
+            "2",
+            "[1,3,5]",
+            "[0-9/3]",
+            "[8-11]",
+            "[08-11]",
+            "[08-100]",
+            "[1,02]",
+            "[3-1]",
+        ]
+    ),
+    min_size=1,
+    max_size=4,
 ).map("".join)
 OPERATORS = st.sampled_from([",", "!", "&", "^", " , ", " ! "])
 
@@ -60,3 +82,82 @@ def test_large_sets_with_several_numbers_are_joined_in_time(text: str) -> None:
     except UsageError as exc:
         assert "at most" in exc.message or "more than" in exc.message
     assert time.process_time() - begin < 10
+
+
+# -- folding --------------------------------------------------------------------------------------------------------
+
+NAMES = st.lists(
+    st.tuples(
+        st.sampled_from(["n", "r", "", "login"]),
+        st.integers(0, 120),
+        st.sampled_from(["", "n", "-x"]),
+        st.integers(0, 12),
+        st.integers(1, 3),
+    ).map(lambda t: f"{t[0]}{t[1]:0{t[4]}}" + (f"{t[2]}{t[3]}" if t[2] else "")),
+    min_size=1,
+    max_size=200,
+)
+
+
+@given(NAMES)
+def test_what_is_folded_means_the_same_to_the_library_and_here(names: list[str]) -> None:
+    text = fold(names)
+    assert set(NodeSet(text, resolver=RESOLVER_NOGROUP)) == set(names) == set(NodeSets().expand(text)), text
+
+
+def test_equal_pieces_are_folded_in_each_of_their_numbers() -> None:
+    names = [f"r{r}n{n:02}" for r in range(1, 5) for n in range(1, 41)]
+    assert fold(names) == "r[1-4]n[01-40]"
+    assert fold([*names, "r9n07", "login1", "admin"]) == "admin,login1,r[1-4]n[01-40],r9n07"
+    assert fold(f"x{i}" for i in range(8, 121)) == "x[8-120]"
+    assert fold(f"x{i:02}" for i in range(8, 99)) == "x[08-98]"
+
+
+@pytest.mark.invariant("S7", "T13")
+def test_folding_takes_no_longer_because_of_how_names_are_made() -> None:
+    """The library took two seconds of a root's loop for eight hundred such names, and minutes for four thousand."""
+    names = [f"h{i}x{i}y" for i in range(8_000)]
+    begin = time.process_time()
+    fold([f"h{i}" for i in range(8_000)])
+    plain = time.process_time() - begin
+    begin = time.process_time()
+    assert fold(names[:4000])
+    assert time.process_time() - begin < 100 * plain
+
+
+@pytest.mark.invariant("S7", "T13")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n0" + "".join(f"!n{i}" for i in range(10_000)),
+        "n0" + "".join(f"^n{i}" for i in range(10_000)),
+        "n[" + ",".join(f"{2 * i}" for i in range(10_000)) + "]",
+        ",".join(f"n{i}a[1]" for i in range(10_000)),
+        ",".join(f"h{i}x{i}y[0-1]" for i in range(5_000)),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_no_set_takes_longer_because_of_how_it_is_written(text: str) -> None:
+    """The library took up to ten seconds of a root's loop for some of these: 66 KB that any viewer may send."""
+    begin = time.process_time()
+    assert len(nodesets._expand.__wrapped__(",".join(f"m[{i}]x[1]" for i in range(10_000)))) == 10_000
+    plain = time.process_time() - begin
+    begin = time.process_time()
+    try:
+        NodeSets().expand(text)
+    except UsageError as exc:
+        assert "is empty" in exc.message
+    assert time.process_time() - begin < 20 * plain
+
+
+def test_a_long_set_that_is_written_in_an_unusual_way_is_refused() -> None:
+    assert NodeSets().expand("a[1,02]")
+    with pytest.raises(UsageError, match="too long to be written so"):
+        NodeSets().expand(",".join(f"a{i}[1,02]" for i in range(1000)))
+
+
+def test_a_set_with_more_names_than_may_be_is_refused_before_it_is_expanded() -> None:
+    assert len(NodeSets().expand("n[0-99]", 100)) == 100
+    for text in ("n[0-100]", "a[0-99],b[0-99],c"):
+        with pytest.raises(UsageError, match="nodes"):
+            NodeSets().expand(text, 100)

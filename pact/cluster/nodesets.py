@@ -7,8 +7,9 @@ machine (``resolved``), and never the loop of a root.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, Final
 
 from pact.errors import UsageError
@@ -17,20 +18,19 @@ from pact.limits import NODE_SET_MAX
 NODES_MAX: Final = 100_000
 TEXT_MAX: Final = NODE_SET_MAX
 DIGITS_MAX: Final = 18
-MANY: Final = 200
-LOTS: Final = 4000  # folding names with two numbers takes a tenth of a second for this many, and seconds for 100,000
-PARTS_MAX: Final = 2 * NODES_MAX  # of all parts together, before exclusions
+LIBRARY_MAX: Final = 2000  # characters of a set that is written in an unusual way
+FEW: Final = 32  # so many names the library folds in little time, whatever they are
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:@*,&!^\[\]/ -]*")
 _OPTION: Final = re.compile(r"[@:]-|@[^,&!^]* ")
 _GROUPS: Final = re.compile(r"[@*]")
 _LIST: Final = re.compile(r"[A-Za-z0-9_.-]+(?:,[A-Za-z0-9_.-]+)*")
 _FOLDS: Final = re.compile(r"[A-Za-z0-9_.-]*[0-9][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]+")
-_LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
 _LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and an unmatched bracket
-_OPERATORS: Final = re.compile(r"([,!&^])(?![^\[\]]*\])")
-_NUMBERS: Final = re.compile(r"[0-9\]][^0-9\[\],]+[0-9\[]")  # a number, something else, a number; without ranges
+OPERATORS: Final = ",!&^"
+_PIECES: Final = re.compile(r"[,!&^]|\[[^\]]*\]|[^\[\],!&^]+|[\[\]]")  # operators, ranges, and what is between them
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
 _RANGE: Final = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([0-9]+))?)?")
 
@@ -52,8 +52,11 @@ def one(text: str) -> str:
 class NodeSets:
     """``expand`` and ``fold`` for the root."""
 
-    def expand(self, text: str) -> list[str]:
-        """The names, in the set's order. Raises UsageError for a text that is no node set, or for too large a set."""
+    def expand(self, text: str, most: int = NODES_MAX) -> list[str]:
+        """The names, in the set's order. Raises UsageError for a text that is no node set, or for one with more than
+        ``most`` names, before it takes any time."""
+        if most < NODES_MAX:
+            _refuse_huge(text, most)
         return list(_expand(text))
 
     def fold(self, names: Iterable[str]) -> str:
@@ -80,26 +83,69 @@ def _expand(text: str) -> tuple[str, ...]:
     if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to expand
         return tuple(dict.fromkeys(text.split(",")))
     _refuse_huge(text)
-    first, *rest = map(str.strip, _OPERATORS.split(text))
-    parts = rest[1::2]
-    if parts and first and all(parts) and any(_NUMBERS.search(_RANGES.sub("[]", p)) for p in (first, *parts)):
-        # ClusterShell takes quadratic time, or more, to join sets of names with several numbers: here it expands each
-        # part, and the parts are joined as it does it, from left to right.
-        parsed: Any = dict.fromkeys(_part(first))
-        for operator, part in zip(rest[::2], parts, strict=True):
-            _join(parsed, operator, _part(part))
-        if not parsed:
-            raise UsageError(f"the node set {text[:200]!r} is empty", "see clush and nodeset for how it is written")
-    else:
-        parsed = parse(text, groups=False)
+    parsed = _expanded(text)
+    if parsed is None:
+        if len(text) > LIBRARY_MAX:
+            raise UsageError(
+                f"{text[:60]!r}... is too long to be written so: at most {LIBRARY_MAX} characters",
+                "without spaces, and with as many digits in all numbers of a range: node[001-128],login1",
+            )
+        parsed = dict.fromkeys(parse(text, groups=False))
+    if not parsed:
+        raise UsageError(f"the node set {text[:200]!r} is empty", "see clush and nodeset for how it is written")
     if len(parsed) > NODES_MAX:
         raise UsageError(f"a node set of {len(parsed)} nodes; at most {NODES_MAX}")
     return tuple(parsed)
 
 
-def _part(text: str) -> Iterable[str]:
-    names: Iterable[str] = (text,) if _LIST.fullmatch(text) else parse(text, groups=False)
+def _expanded(text: str) -> dict[str, None] | None:
+    """The names of a set that is written in the usual way, else None. ClusterShell takes quadratic time, or more, for
+    many parts, and for names with several numbers; here it is linear. Parts are joined from left to right, as there."""
+    names: dict[str, None] = {}
+    operator, pieces = ",", list[str]()
+    for piece in (*_PIECES.findall(text), ","):
+        if piece not in OPERATORS:
+            pieces.append(piece)
+            continue
+        part = _part("".join(pieces).strip())
+        if part is None:
+            return None
+        _join(names, operator, part)
+        operator, pieces = piece, []
     return names
+
+
+def _part(part: str) -> list[str] | None:
+    """The names of a part; None if only the library knows what it means."""
+    if _NAME.fullmatch(part):
+        return [part]
+    texts, inner = _RANGES.split(part)[::2], _RANGES.findall(part)
+    numbers = [_numbers(one) for one in inner]
+    # Digits beside a range are part of its numbers.
+    beside = any(t[-1:].isdigit() for t in texts[:-1]) or any(t[:1].isdigit() for t in texts[1:])
+    if beside or not all(texts[1:-1]) or not all(numbers) or not all(_NAME.fullmatch(t) for t in texts if t):
+        return None
+    ends = [*texts[1:], ""]
+    pieces = [[texts[0]], *([n + end for n in of or ()] for of, end in zip(numbers, ends, strict=False))]
+    return list(map("".join, product(*pieces)))
+
+
+def _numbers(inner: str) -> list[str] | None:
+    """The numbers between two brackets, or None as above."""
+    out, widths = list[str](), set[int]()
+    padded = False
+    for one in inner.split(","):
+        found = _RANGE.fullmatch(one)
+        if found is None:
+            return None
+        first, last, step = found[1], found[2] or found[1], int(found[3] or 1)
+        zero = len(first) > 1 and first[0] == "0"
+        widths |= {len(first), len(last)}
+        padded |= zero or (len(last) > 1 and last[0] == "0")
+        if not step or int(first) > int(last):
+            return None
+        out += [f"{n:0{len(first) if zero else 0}}" for n in range(int(first), int(last) + 1, step)]
+    return out if not padded or len(widths) == 1 else None
 
 
 def _join(names: dict[str, None], operator: str, others: Iterable[str]) -> None:
@@ -146,31 +192,59 @@ def fold(names: Iterable[str]) -> str:
     distinct = sorted(set(names))
     if len(distinct) == 1:
         return distinct[0]
+    if len(distinct) > FEW:
+        return ",".join(_folded(distinct))
     plain = [n for n in distinct if not _FOLDS.fullmatch(n)]
     folded = [n for n in distinct if _FOLDS.fullmatch(n)]
-    most = 2 if len(folded) <= LOTS else 1
-    if len(folded) > MANY and any(len(_NUMBER.findall(n)) > most for n in folded[:: len(folded) // MANY]):
-        return ",".join([*_by_last_number(folded), *plain])
     return ",".join(filter(None, [str(NodeSet.fromlist(folded, resolver=RESOLVER_NOGROUP)) if folded else "", *plain]))
 
 
-def _by_last_number(names: Iterable[str]) -> Iterator[str]:
-    """Names with many numbers (``x1000c0s0b0n0``) take the library seconds: here only the last number is folded."""
-    found: dict[tuple[str, str, int], list[int]] = {}
-    for name in names:
-        before, number, after = _LAST.fullmatch(name).groups()  # type: ignore[union-attr]
-        width = len(number) if number[0] == "0" and len(number) > 1 else 0
-        found.setdefault((before, after, width), []).append(int(number))
-    for (before, after, width), numbers in found.items():
-        ranges: list[list[int]] = []
-        for n in sorted(numbers):
-            if ranges and ranges[-1][1] == n - 1:
-                ranges[-1][1] = n
+def _folded(names: Sequence[str]) -> list[str]:
+    """Many names: the library takes quadratic time, or more, for names with several numbers. Here the last numbers are
+    folded first, then those before them where all after them is the same, and so on: each in linear time."""
+    found = {n: (tuple(_NUMBER.split(n)), tuple(_NUMBER.findall(n))) for n in names if _FOLDS.fullmatch(n)}
+    out, by_count = [n for n in names if n not in found], dict[int, list[_Partly]]()
+    for texts, numbers in found.values():
+        by_count.setdefault(len(numbers), []).append((texts[:-1], numbers, texts[-1]))
+    for count, rows in sorted(by_count.items()):
+        for _ in range(count):
+            rows = _fold_last(rows)
+        out += [after for _, _, after in rows]
+    return out
+
+
+#: Texts, the numbers after them that are not folded yet, and all that comes after these.
+_Partly = tuple[tuple[str, ...], tuple[str, ...], str]
+
+
+def _fold_last(rows: Iterable[_Partly]) -> list[_Partly]:
+    """Fold the last number of each row with those of all rows that are else the same."""
+    alike: dict[_Partly, list[str]] = {}
+    for texts, numbers, after in rows:
+        alike.setdefault((texts, numbers[:-1], after), []).append(numbers[-1])
+    return [
+        (texts[:-1], before, texts[-1] + text + after)
+        for (texts, before, after), numbers in alike.items()
+        for text in _ranges(numbers)
+    ]
+
+
+def _ranges(numbers: Sequence[str]) -> Iterator[str]:
+    """Different numbers as one text, or as one for each length of those that begin with a zero."""
+    padded = {len(n) for n in numbers if n[0] == "0" and len(n) > 1}
+    by_width: dict[int, list[int]] = {}
+    for n in numbers:
+        by_width.setdefault(len(n) if len(n) in padded else 0, []).append(int(n))
+    for width, values in sorted(by_width.items()):
+        values.sort()
+        ranges = [[values[0], values[0]]]
+        for value in values[1:]:
+            if value == ranges[-1][1] + 1:
+                ranges[-1][1] = value
             else:
-                ranges.append([n, n])
-        texts = [f"{a:0{width}}" if a == b else f"{a:0{width}}-{b:0{width}}" for a, b in ranges]
-        one = len(numbers) == 1
-        yield f"{before}{texts[0]}{after}" if one else f"{before}[{','.join(texts)}]{after}"
+                ranges.append([value, value])
+        text = ",".join(f"{a:0{width}}" if a == b else f"{a:0{width}}-{b:0{width}}" for a, b in ranges)
+        yield text if len(values) == 1 else f"[{text}]"
 
 
 def _refuse_unsafe(text: str) -> None:
@@ -185,8 +259,9 @@ def _refuse_unsafe(text: str) -> None:
         )
 
 
-def _refuse_huge(text: str) -> None:
-    """Twelve characters can name a billion nodes: count the names before they are expanded."""
+def _refuse_huge(text: str, most: int = NODES_MAX) -> None:
+    """Twelve characters can name a billion nodes: count the names before they are expanded. Of all parts together,
+    before exclusions, they may be twice as many."""
     if len(text) > TEXT_MAX:
         raise UsageError(f"a node set of {len(text)} characters; at most {TEXT_MAX}")
     total = 0
@@ -211,8 +286,8 @@ def _refuse_huge(text: str) -> None:
                 else:
                     width += 1
             count *= width
-            if count > NODES_MAX:
-                raise UsageError(f"{part[:200]!r} means more than {NODES_MAX} nodes")
+            if count > most:
+                raise UsageError(f"{part[:200]!r} means more than {most} nodes")
         total += count
-        if total > PARTS_MAX:
-            raise UsageError(f"its parts mean more than {PARTS_MAX} nodes")
+        if total > 2 * most:
+            raise UsageError(f"its parts mean more than {2 * most} nodes")

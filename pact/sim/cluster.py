@@ -44,7 +44,7 @@ FAR_NS: Final = 1 << 62
 class CommaSets:
     """Node sets without folding."""
 
-    def expand(self, text: str) -> list[str]:
+    def expand(self, text: str, most: int = 0) -> list[str]:
         if not all(text.split(",")):
             raise UsageError(f"{text!r} is no node set")
         return text.split(",")

@@ -205,7 +205,7 @@ class Questions(Replies):
             return given or 0
         if not isinstance(given, str):
             raise UsageError("--allow-missing takes a number or a node set")
-        return frozenset(self.root.sets.expand(given))
+        return frozenset(self.root.named(given))
 
     def answered(self, message: Message) -> None:
         head = message.head
@@ -364,7 +364,7 @@ class Questions(Replies):
             elif op in NODE_OPS:
                 self._ask_nodes(head, raw)
             elif op == "watch":
-                names = None if head.nodes is None else root.sets.expand(head.nodes)
+                names = None if head.nodes is None else root.named(head.nodes)
                 root.watch(head.client, head.id, names)
             elif op == "nodes":
                 self._list_nodes(head)
@@ -401,7 +401,7 @@ class Questions(Replies):
             known, here = root.state, root.nodes
             wanted = [*here, *(n for n in known.cursors if n not in here and n not in known.forgotten and n != ROOT)]
         else:
-            wanted = root.sets.expand(text)
+            wanted = root.named(text)
         return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]
 
     def timeout_ns(self, head: Envelope) -> int:

@@ -20,7 +20,8 @@ from pact.core.root.shares import Shares
 from pact.core.root.twins import Twins
 from pact.core.tree.seals import RootSeals
 from pact.core.tree.wire import TO_CLIENTS, Head, Message, NewHead, beside, sections
-from pact.limits import ROOT_DENIED_PER_MINUTE
+from pact.errors import UsageError
+from pact.limits import ROOT_DENIED_PER_MINUTE, UNKNOWN_NAMES_MAX
 from pact.model import NS_PER_S, Json, JsonRead
 from pact.values import dataclass
 
@@ -39,8 +40,8 @@ DETAIL_MAX: Final = 200
 class NodeSets(Protocol):
     """ClusterShell's node sets, passed in so that the core needs no library."""
 
-    def expand(self, text: str) -> list[str]:
-        """Raises UsageError for a text that is not a node set."""
+    def expand(self, text: str, most: int = ...) -> list[str]:
+        """Raises UsageError for a text that is not a node set, or that names more than ``most`` nodes."""
 
     def fold(self, names: Iterable[str]) -> str: ...
 
@@ -240,6 +241,17 @@ class Term:
         if self.seals is not None:
             head["seals"] = self.seals.fleet(head, names)
         self.down("fleet", head)
+
+    def named(self, text: str) -> list[str]:
+        """The nodes that a person names. Raises UsageError; so it does for many more nodes than there are, and for many
+        that nobody has heard of: to look each up, and to fold the names of those that are not there, takes time.  # S7
+        """
+        known, here = self.state.cursors, self.nodes
+        names = self.sets.expand(text, max(len(known), len(here)) + UNKNOWN_NAMES_MAX)
+        strange = sum(n not in here and n not in known for n in names)
+        if strange > UNKNOWN_NAMES_MAX:
+            raise UsageError(f"the root has never heard of {strange} of the {len(names)} nodes that are named")
+        return names
 
     def holds(self) -> list[Json]:
         """The holds of the whole fleet, in the form for people and programs."""
