@@ -368,6 +368,19 @@ def test_only_the_state_is_compared() -> None:
 # -- acting ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant("S2")
+def test_what_a_secret_command_says_when_it_fails_is_told_to_nobody(kind: Command) -> None:
+    """Why a resource cannot be read, or was not restored, is shown to every viewer."""
+    failing = "echo token hunter2 is refused >&2; exit 3"
+    for secret in (True, False):
+        kind.learn("check", attrs(failing, secret=secret, restore=failing))
+        seen = kind.observe("check", keep=lambda *_: "")
+        assert isinstance(seen, Unreadable) and ("hunter2" in seen.why) != secret and "ended with 3" in seen.why
+        with pytest.raises(RestoreError) as caught:
+            kind.restore("check", Step("command:check", attrs(failing, secret=secret, restore=failing), None), dict)
+        assert ("hunter2" in str(caught.value)) != secret
+
+
 def test_without_restore_a_person_must_mend_it(kind: Command) -> None:
     step = Step("command:x", attrs("echo x"), attrs("echo x", "y"))
     assert kind.preflight("x", step, Keep(0)).refusal == f"command:x: {A_PERSON}"

@@ -179,3 +179,15 @@ def test_nothing_is_left_out_of_a_record_without_a_salt() -> None:
             made, body = record(old["data"])
             shown = json.loads(VEIL.record_line(body, made.hash, VIEWER))["data"]
             assert shown == made.data or "salt" in made.data, shown
+
+
+def test_the_words_of_a_secret_command_are_hidden_and_those_of_another_are_not() -> None:
+    words = ["/usr/sbin/check", "--token", "hunter2"]
+    for secret in (True, False):
+        attrs = {"value": "ok", "observe": words, "restore": words, "users": words, "secret": secret}
+        shown = [
+            VEIL.attrs("command:check", attrs),
+            masked({"resource": "command:check", "actual": attrs}),
+            masked({"resources": {"command:check": {"attrs": attrs}}}),
+        ]
+        assert all(("hunter2" in json.dumps(one)) != secret for one in shown), shown

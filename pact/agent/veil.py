@@ -32,6 +32,8 @@ KEYED: Final = "keyed:"
 #: Receivers that get records without a request: the cluster as any viewer, hooks with the command lines of all.
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 HOOKS: Final = Caller(Actor("hooks", None, "ops", "agent"), Owner("hooks", "hooks"))
+#: The words of a command: they may say what its state is, or how it is come by.
+WORDS: Final = ("observe", "restore", "users")
 #: Fields that may have to be left out.
 _PARTS: Final = frozenset(
     {
@@ -39,6 +41,7 @@ _PARTS: Final = frozenset(
         "value",
         "reads",
         "target",
+        *WORDS,
         "sha256",
         "size",
         "command",
@@ -139,6 +142,8 @@ class Veil:
             return None
         secret = is_secret(resource, attrs) if secret is None else secret
         out = {k: HIDDEN if secret and k in ("value", "reads", "target") else v for k, v in attrs.items()}
+        if secret:
+            out |= {k: [HIDDEN] for k in WORDS if isinstance(attrs.get(k), list)}
         if secret and "sha256" in attrs:
             out["sha256"] = self.digest(resource, attrs["sha256"])
         if secret and "size" in attrs:
@@ -214,6 +219,8 @@ class Veil:
             or (key == "target" and value.get("type") == "symlink")
         ):
             return HIDDEN
+        if key in WORDS and secret and isinstance(item, list):
+            return [HIDDEN]
         if key == "sha256" and isinstance(item, str):
             return self.digest(resource, item) if secret or not resource else item
         if key == "size" and isinstance(item, int):

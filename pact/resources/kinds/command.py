@@ -213,7 +213,10 @@ class Command(Kind):
 def _definition(attrs: Attrs) -> Definition:
     """How it looks and acts by these declared attributes."""
     shell, timeout_ns = bool(attrs.get("shell")), int(attrs.get("timeout_ns", TIMEOUT_NS))
-    orders: dict[str, Order] = {key: Order(tuple(attrs[key]), shell, timeout_ns) for key in ORDERS if key in attrs}
+    secret = bool(attrs.get("secret"))
+    orders: dict[str, Order] = {
+        key: Order(tuple(attrs[key]), shell, timeout_ns, secret) for key in ORDERS if key in attrs
+    }
     how = {key: value for key, value in attrs.items() if key != "reads"}
     return Definition(how, orders, int(attrs.get("every_ns", EVERY_NS)))
 

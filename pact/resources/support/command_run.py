@@ -51,11 +51,12 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One command: a list of words, or a script of a shell."""
+    """One command: a list of words, or a script of a shell. ``secret``: nothing of what it says is told to people."""
 
     words: tuple[str, ...]
     shell: bool
     timeout_ns: int
+    secret: bool = False
 
     @property
     def arguments(self) -> list[str]:
@@ -135,7 +136,8 @@ def run(order: Order, *, may_stay: bool = False) -> str:
         if code != 0:
             first = said.decode("utf-8", "backslashreplace").strip().partition("\n")[0][:SAID_MAX]
             how = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with {code}"
-            raise Failed(f"it {how}" + (f": {first}" if first else ""))
+            told = ("what it said is secret" if order.secret else first) if first else ""
+            raise Failed(f"it {how}" + (f": {told}" if told else ""))
     return printed.decode("utf-8", "backslashreplace").strip()
 
 
