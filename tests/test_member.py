@@ -10,6 +10,7 @@ import pytest
 
 from pact.core import ops
 from pact.core.tree import member, wire
+from pact.core.tree.checks import SESSION_BITS
 from pact.core.tree.member import (
     ANSWER_MAX,
     ONCE,
@@ -27,9 +28,10 @@ from pact.core.tree.member import (
 )
 from pact.core.tree.outbox import Outbox, Read
 from pact.core.tree.parents import Parent
-from pact.core.tree.seals import NodeSeals
+from pact.core.tree.seals import RENEW_NS, NodeSeals
 from pact.core.tree.uplink import Connect, Lost, Note, Send
 from pact.core.tree.wire import Message, message
+from pact.model import NS_PER_S
 
 PARENTS = [Parent("tcp://a0:1", "k"), Parent("tcp://a1:1", "k")]
 CALLER = {"user": "ann", "role": "ops", "via": "cluster"}
@@ -286,3 +288,27 @@ def test_without_seals_required_a_cluster_of_the_last_version_counts() -> None:
     b.hear("ack", {"cursors": [["n1", "inc", 2, False], ["n2", "inc", 4, False]], "fence": 1})
     assert b.outbox.acked == 2, "its own row, and no other's"
     assert isinstance(b.call()[0], CarryOut)
+
+
+@pytest.mark.invariant("T14")
+def test_a_node_says_hello_to_its_parent_under_a_new_session_now_and_then() -> None:
+    """So what its root has sealed for it is not held back for long: see the tests of seals."""
+    bench = Bench(seals=NodeSeals({"root's key": b"k" * 32}, 1 << 40, required=False))
+    bench.join()
+    sessions, ends_ns = set[int](), bench.t_ns + 3 * RENEW_NS + NS_PER_S
+    while bench.t_ns < ends_ns:
+        due_ns = bench.node.next_wake_ns()
+        assert due_ns is not None
+        bench.t_ns = max(bench.t_ns + 1, min(due_ns, bench.t_ns + NS_PER_S))
+        for effect in bench.node.tick(bench.t_ns):
+            if not isinstance(effect, Send):
+                assert not isinstance(effect, Lost | Connect), effect
+                continue
+            told = wire.decode(effect.frame)
+            if told.kind == "hello":
+                sessions.add(told.head["session"])
+                head = {"v": 1, "name": "a", "path": ["root", "a"], "fence": 1, "credit": 1 << 20, "fleet": FLEET}
+                effects = bench.node.received(effect.parent, message("welcome", head), bench.t_ns)
+                assert not any(isinstance(e, Lost) for e in effects)
+        bench.hear("beat", {"path": ["root", "a"], "fence": 1, "fleet_seq": 3})
+    assert len(sessions) == 3 and len({s >> SESSION_BITS for s in sessions}) == 1

@@ -16,7 +16,8 @@ from pact.cluster.personseals import PersonSeals
 from pact.core.root.persons import USED_MAX, Persons
 from pact.core.tree import seals, wire
 from pact.core.tree.calls import Calls
-from pact.core.tree.seals import SEEN_MAX, SEEN_NS, Keys, NodeSeals, RootSeals
+from pact.core.tree.checks import BY_SESSION, SESSION_BITS
+from pact.core.tree.seals import GRACE_NS, RENEW_NS, SEEN_MAX, SEEN_NS, Keys, NodeSeals, RootSeals
 from pact.errors import ConflictError, DeniedError, RemoteProtocolError
 from pact.model import NS_PER_S
 from pact.net import keys
@@ -386,3 +387,59 @@ def test_a_name_that_stands_twice_in_an_answer_fits_nothing() -> None:
     assert w.root.answers(["n0"], "5.1", b"yes", seal)
     assert not w.root.answers(["n0", "n0"], "5.1", b"invented", seals.NONE)
     assert not w.root.answers(["n1", "n0", "n1"], "5.1", b"yes", seal)
+
+
+# -- what is held back ----------------------------------------------------------------------------------------------
+
+
+def says_hello(w: World, name: str, count: int, t_ns: int, *, heard: bool = True) -> None:
+    """The node says hello for the ``count``th time; ``heard``: the root hears of it."""
+    node, session = w.nodes[name], 7 << SESSION_BITS | BY_SESSION | count
+    node.t_ns = t_ns
+    node.spoke(session)
+    if heard:
+        assert w.admit(name, session, wall_ns=9 + count)
+
+
+def test_a_call_that_was_held_back_across_two_hellos_does_not_count() -> None:
+    w = World()
+    says_hello(w, "n0", 1, 0)
+    node, held = w.nodes["n0"], [w.head(n) for n in (1, 2, 3)]
+    said = [w.root.calls(h, b"{}", ["n0"]) for h in held]
+    fleet = {"fence": 5, "seq": 3, "holds": []}
+    stop = w.root.fleet(fleet, ["n0"])["n0"]
+    assert node.caller(held[0], said[0], b"{}", RENEW_NS - 1) is not None
+    assert node.renew_ns() == RENEW_NS
+    says_hello(w, "n0", 2, RENEW_NS)
+    assert node.caller(held[1], said[1], b"{}", RENEW_NS + GRACE_NS) is not None, "on its way when that was said"
+    assert node.told(fleet, "term1", stop)
+    assert node.caller(held[2], said[2], b"{}", RENEW_NS + GRACE_NS + 1) is None
+    assert not node.told(fleet, "term1", stop)
+    assert node.caller(held[2], w.root.calls(held[2], b"{}", ["n0"]), b"{}", 2 * RENEW_NS) is not None, "said anew"
+
+
+def test_an_aggregator_that_keeps_hellos_back_does_not_make_old_calls_count() -> None:
+    w = World()
+    says_hello(w, "n0", 1, 0)
+    said = w.root.calls(w.head(), b"{}", ["n0"])
+    for count in (2, 3):
+        says_hello(w, "n0", count, (count - 1) * RENEW_NS, heard=False)
+    assert w.nodes["n0"].caller(w.head(), said, b"{}", 2 * RENEW_NS) is None
+    again = w.root.calls(w.head(), b"{}", ["n0"])  # the root knows only the first session
+    assert w.nodes["n0"].caller(w.head(), again, b"{}", 2 * RENEW_NS) is None
+
+
+def test_a_root_of_the_last_version_is_heard_until_one_of_this_version_seals() -> None:
+    w = World()
+    old = w.root.calls(w.head(), b"{}", ["n0"])  # for the start of the agent: as that version seals
+    says_hello(w, "n0", 1, 0, heard=False)
+    assert w.nodes["n0"].caller(w.head(), old, b"{}", 9 * RENEW_NS) is not None
+    says_hello(w, "n0", 2, 9 * RENEW_NS)
+    held = w.head(2)
+    assert w.nodes["n0"].caller(held, w.root.calls(held, b"{}", ["n0"]), b"{}", 9 * RENEW_NS) is not None
+    assert w.nodes["n0"].caller(w.head(), old, b"{}", 9 * RENEW_NS) is None
+    w.root.begin("term2", 6)  # of the last version
+    w.root._known.clear()
+    assert w.admit("n0", 7 << SESSION_BITS)
+    later = {**w.head(1), "fence": 6, "call": "6.1"}
+    assert w.nodes["n0"].caller(later, w.root.calls(later, b"{}", ["n0"]), b"{}", 9 * RENEW_NS) is not None

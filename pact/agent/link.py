@@ -126,6 +126,7 @@ class Link:
         self._callers = Callers()
         self._budget = Budget()
         self._since_wall_ns = 0
+        self._cut_off = False  # since it had a parent
         self._under = ""  # the parent that streams go through
         self.streams = Streams(self, requests.sessions)
         self.executing = Executing(self.streams)
@@ -228,13 +229,16 @@ class Link:
             elif isinstance(effect, Contact):
                 self.agent.tell(ContactChanged(*self.agent.now(), effect.up))
             elif isinstance(effect, Welcomed):
-                log(f"cluster: under {effect.parent}")
+                if effect.parent != self._under or self._cut_off:  # else it has only said hello again
+                    log(f"cluster: under {effect.parent}")
+                    self._since_wall_ns, self._cut_off = self.agent.now()[1], False
                 if effect.parent != self._under:
                     self.streams.lost("the way to the root has changed")
                 self._under = effect.parent
-                self._since_wall_ns, self._refusal = self.agent.now()[1], ""
+                self._refusal = ""
                 self._todo.clear()
             elif isinstance(effect, Lost):
+                self._cut_off = True
                 log(f"cluster: no parent: {effect.why}", 4)
                 self.streams.lost(effect.why)
                 self.executing.lost("the way to whoever asked was lost")

@@ -100,10 +100,12 @@ class Root(Term):
             if name == log.ROOT:
                 self.refuse("a node that calls itself root")
                 continue
-            known = self.nodes.get(name)
-            if known is not None and start_of(known.session) != start_of(sessions.get(name, 0)):
+            known, since_ns = self.nodes.get(name), self.t_ns
+            if known is not None and start_of(known.session) == start_of(sessions.get(name, 0)):
+                since_ns = known.since_ns  # it has only said hello again
+            elif known is not None:
                 anew.append(name)
-            self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), self.t_ns)
+            self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), since_ns)
             if self.twins.came(name, sessions.get(name, 0), self.t_ns):
                 self.refuse("a second machine with the key", name)
             fresh.append(name)

@@ -244,23 +244,36 @@ class Member:
 
     def _prove(self, head: Head) -> str:
         assert self.seals is not None
+        self.seals.spoke(head["session"])
         return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
 
     # -- what comes -------------------------------------------------------------------------------------------------
 
     def received(self, parent: str, message: Message, t_ns: int) -> list[Effect]:
+        self._at(t_ns)
         return self._heard(self.uplink.received(parent, message, t_ns), t_ns)
 
     def tick(self, t_ns: int) -> list[Effect]:
         """Time has passed."""
-        return [*self._heard(self.uplink.tick(t_ns), t_ns), *self.outbox.tick(t_ns)]
+        self._at(t_ns)
+        out = [*self._heard(self.uplink.tick(t_ns), t_ns), *self.outbox.tick(t_ns)]
+        renew_ns = self._renew_ns()
+        if renew_ns is not None and renew_ns <= t_ns:
+            out += self._heard(self.uplink.renew(t_ns), t_ns)
+        return out
+
+    def _at(self, t_ns: int) -> None:
+        if self.seals is not None:
+            self.seals.t_ns = t_ns
+
+    def _renew_ns(self) -> int | None:
+        """When a new session is due, so that nobody can hold a sealed word back for long.  # T14"""
+        return self.seals.renew_ns() if self.seals is not None and self.uplink.settled else None
 
     def next_wake_ns(self) -> int | None:
         """When ``tick`` will have something to do."""
-        uplink_ns, outbox_ns = self.uplink.next_wake_ns(), self.outbox.next_wake_ns()
-        if uplink_ns is None or outbox_ns is None:
-            return outbox_ns if uplink_ns is None else uplink_ns
-        return min(uplink_ns, outbox_ns)
+        due = (self.uplink.next_wake_ns(), self.outbox.next_wake_ns(), self._renew_ns())
+        return min((ns for ns in due if ns is not None), default=None)
 
     def _heard(self, effects: Sequence[UplinkEffect], t_ns: int) -> list[Effect]:
         out: list[Effect] = []

@@ -14,13 +14,14 @@ from __future__ import annotations
 import hmac
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from pact.core.tree.checks import SESSION_BITS
+from pact.core.tree.checks import BY_SESSION, SESSION_BITS
 from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
 
@@ -36,6 +37,11 @@ ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
 TERMS_MAX: Final = 64
 SEEN_MAX: Final = 8_000  # fewer than the once-only calls that an agent remembers
 SEEN_NS: Final = 3_660 * NS_PER_S  # longer than any question stays open
+#: So often a node says hello again, under a new session: what was sealed for an earlier one no longer counts after
+#: ``GRACE_NS``, in which the root hears of the new one. What is held back longer than both together is refused.
+RENEW_NS: Final = 600 * NS_PER_S
+GRACE_NS: Final = 300 * NS_PER_S
+SPOKEN_MAX: Final = 64
 NONE: Final = "A" * SEAL_CHARS  # in a row of seals: this name has none
 
 HELLO: Final = b"H"
@@ -136,6 +142,11 @@ def start_bytes(session: int) -> bytes:
     return start_of(session).to_bytes(8, "big")
 
 
+def bound_to(session: int) -> bytes:
+    """The bytes in a seal that bind it to a node's session; an agent of the last version knows its start only."""
+    return session.to_bytes(8, "big") if session & BY_SESSION else start_bytes(session)
+
+
 def of_answer(term: str, call: str, body: bytes | memoryview) -> bytes:
     return essence(ANSWER, (term, call), body)
 
@@ -182,18 +193,40 @@ def of_one(head: Head, name: str) -> str:
 
 class NodeSeals:
     """``keys``: for each root that may lead, its key's id and the key shared with it. ``required``: messages without a
-    seal do not count. ``start``: of this agent, as in its sessions.
+    seal do not count. ``session``: any of this start of the agent. The owner keeps ``t_ns`` up to date.
     """
 
     def __init__(self, keys: Mapping[str, Key], session: int, *, required: bool) -> None:
         self.keys = dict(keys)
         self.required = required
         self._start = start_bytes(session)
+        self._spoken: deque[tuple[int, int]] = deque(maxlen=SPOKEN_MAX)  # each session, and when its hello was made
+        self._by_session = False  # the present root seals for sessions: what is sealed for the start alone is old
+        self.t_ns = 0
         self._term: tuple[int, str] = (-1, "")  # fence and term of the latest root
         self._key: Key = b""  # shared with that root
         self._past: dict[tuple[int, str], None] = {}
         self._seen: dict[str, int] = {}  # calls of this term -> when each first came
         self._floor = 0  # calls of this term up to this number were forgotten
+
+    def spoke(self, session: int) -> None:
+        """A hello is made, now. The sessions before it end after a while."""
+        self._spoken.append((session, self.t_ns))
+
+    def renew_ns(self) -> int | None:
+        """When the next hello is due, if there was any."""
+        return self._spoken[-1][1] + RENEW_NS if self._spoken else None
+
+    def _bounds(self, term: tuple[int, str]) -> Iterator[bytes]:
+        """What a seal for this node may be bound to now, the newest session first."""
+        following_ns = self.t_ns
+        for session, spoken_ns in reversed(self._spoken):
+            if following_ns + GRACE_NS < self.t_ns:
+                break
+            yield bound_to(session)
+            following_ns = spoken_ns
+        if not self._by_session or term != self._term:
+            yield self._start
 
     def proof(self, session: int, incarnation: str, seq: int, wall_ns: int) -> str:
         """For a hello: proves that it is the node's own word, for this connection."""
@@ -207,10 +240,11 @@ class NodeSeals:
         return text(seal(key, of_answer(term, call, body)))
 
     def caller(self, head: Head, said: str, body: bytes | memoryview, t_ns: int) -> Key | None:
-        """The key of the root that sealed this call for this start of this node; else None. A root repeats a call for
+        """The key of the root that sealed this call for this session of this node; else None. A root repeats a call for
         an hour at most; an older call does not count.
         """
-        key = self._of(of_call(head, body) + self._start, head["fence"], head["term"], said)
+        self.t_ns = max(self.t_ns, t_ns)
+        key = self._for_me(of_call(head, body), head["fence"], head["term"], said)
         return key if key is not None and self._fresh(head["call"], t_ns) else None
 
     def _fresh(self, call: str, t_ns: int) -> bool:
@@ -237,8 +271,16 @@ class NodeSeals:
         return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
 
     def told(self, fleet: Head, term: str, said: str) -> bool:
-        """Whether these holds were sealed for this start of this node."""
-        return self._of(of_fleet(term, fleet) + self._start, fleet["fence"], term, said) is not None
+        """Whether these holds were sealed for this session of this node."""
+        return self._for_me(of_fleet(term, fleet), fleet["fence"], term, said) is not None
+
+    def _for_me(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
+        for bound in self._bounds((fence, term)):
+            key = self._of(what + bound, fence, term, said)
+            if key is not None:
+                self._by_session |= bound != self._start
+                return key
+        return None
 
     def _of(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
         """The key with which ``what`` was sealed. Nothing that a replaced root sends counts."""
@@ -262,6 +304,7 @@ class NodeSeals:
                 del self._past[next(iter(self._past))]
         self._term, self._key = term, key
         self._seen, self._floor = {}, 0
+        self._by_session = False
 
 
 def _count(call: str) -> int:
@@ -291,7 +334,7 @@ class _Known(NamedTuple):
     incarnation: str
     seq: int
     wall_ns: int
-    start: bytes
+    bound: bytes
 
 
 class Keys(Protocol):
@@ -350,7 +393,7 @@ class RootSeals:
             if key and fits(key, what, said):
                 if here and not direct and known is not None and _earlier(session, seen, known):
                     return False
-                self._known[name] = _Known(public, key, session, *seen[1:], start_bytes(session))
+                self._known[name] = _Known(public, key, session, *seen[1:], bound_to(session))
                 return True
         return False
 
@@ -366,7 +409,7 @@ class RootSeals:
         return text(
             b"".join(
                 [
-                    blake2b(what + k.start, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none
+                    blake2b(what + k.bound, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none
                     for k in rows
                 ]
             )
@@ -380,7 +423,7 @@ class RootSeals:
     def fleet(self, fleet: Head, names: Iterable[str]) -> dict[str, str]:
         """The seals of the fleet's holds; name -> seal."""
         what = of_fleet(self.term, fleet)
-        return {n: text(seal(k.key, what + k.start)) for n in names if (k := self._known.get(n)) is not None}
+        return {n: text(seal(k.key, what + k.bound)) for n in names if (k := self._known.get(n)) is not None}
 
     # -- from nodes ---------------------------------------------------------------------------------------------
 
@@ -414,7 +457,7 @@ class RootSeals:
 
 def _earlier(session: int, proof: Proof, known: _Known) -> bool:
     """Whether the node said this before what is known of it."""
-    if start_bytes(session) == known.start:
+    if start_of(session) == start_of(known.session):
         return session < known.session
     if proof.incarnation == known.incarnation:
         return (proof.seq, proof.wall_ns) <= (known.seq, known.wall_ns)

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.phases import OPEN
 from pact.core.tree import wire
-from pact.core.tree.checks import SESSION_BITS
+from pact.core.tree.checks import BY_SESSION, SESSION_BITS
 from pact.core.tree.outbox import Up
 from pact.core.tree.parents import Parent
 from pact.core.tree.wire import Head, Message
@@ -151,7 +151,7 @@ class Uplink:
         self.fleet: tuple[int, int] = (0, 0)  # fence and number of the newest fleet table that came
         self.fence = 0
         self._rng = rng
-        self._session = session >> SESSION_BITS << SESSION_BITS
+        self._session = session >> SESSION_BITS << SESSION_BITS | (BY_SESSION if prove is not None else 0)
         self._count = 0
         self._more = more
         self._unfinished = unfinished
@@ -319,7 +319,7 @@ class Uplink:
             link = self._links[parent.url] = _Link(parent, t_ns, t_ns)
             out.append(Connect(parent))
         self._trying, link.hello_ns = link, t_ns
-        self._count = (self._count + 1) % (1 << SESSION_BITS)
+        self._count = (self._count + 1) % BY_SESSION
         head = {
             "v": wire.VERSION,
             "role": self.role,
@@ -339,6 +339,15 @@ class Uplink:
         except LocalProtocolError as exc:  # T13
             out.append(Note(f"cannot say who is below: {exc.message}"))
         return out
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is a parent, and no hello is under way."""
+        return self._active is not None and self._trying is None and not self._stopped
+
+    def renew(self, t_ns: int) -> list[Effect]:
+        """Say hello to the same parent again, under a new session.  # T14"""
+        return self._hello(self._active.parent, t_ns) if self.settled and self._active is not None else []
 
     def _still_here(self, t_ns: int) -> list[Effect]:
         """Another parent got this node's proof in a hello, and did not welcome it. That proof must not stay the newest:
