@@ -187,3 +187,13 @@ def test_who_asks_and_cancels_all_the_time_pushes_out_nobody_else_s() -> None:
     said = back(1)
     assert said[0] == ("1.1", "root") and said[-1] == ("1.2", "root"), "the relay below bounds them in the same way"
     assert len(said) == 256 and said[1] == ("2.746", "ann")
+
+
+@pytest.mark.invariant("F90")
+def test_a_welcome_says_whether_the_child_was_known_on_this_connection() -> None:
+    b = Bench()
+    assert b.hello(N1)[0].head["fresh"]
+    assert not b.hello(N1, session=2 << 20)[0].head["fresh"], "it says hello again"
+    assert b.hello(N1, session=3 << 20, rid=b"another")[0].head["fresh"], "over another connection"
+    b.heard(b.relay.gone(b"another", b.t))
+    assert b.hello(N1, session=4 << 20, rid=b"another")[0].head["fresh"], "over one that was given up"

@@ -237,6 +237,20 @@ def test_a_fleet_table_that_was_missed_is_asked_for() -> None:
     assert kinds(b.hear(url, message("beat", {"path": ["root1", "a"], "fence": 1, "fleet_seq": 4}))) == []
 
 
+@pytest.mark.invariant("F90")
+def test_who_says_hello_again_hears_that_the_connection_had_broken() -> None:
+    """The parent has noticed it and the child has not: what the parent had let go of would go on below the child."""
+    b = Bench()
+    url = b.join()
+    for fresh, lost in ((False, 0), (True, 1)):
+        b.until(3)
+        b.hear(url, message("beat", {"path": ["root1", "a"], "fence": 1, "fleet_seq": 4 + lost}))
+        again = welcome("root1", "a", fleet={"fence": 1, "seq": 4 + lost, "holds": []})
+        effects = b.hear(url, again._replace(head={**again.head, "fresh": fresh}))
+        assert sum(isinstance(e, Lost) for e in effects) == lost
+        assert b.u.connected
+
+
 @pytest.mark.invariant("T3")
 def test_unfinished_groups_are_asked_about_at_the_welcome_and_every_half_minute() -> None:
     b = Bench(unfinished=lambda: [["g1", "prepared", 3]])

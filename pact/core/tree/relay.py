@@ -316,7 +316,8 @@ class Relay:
         if before is not None:
             out.append(Ended(before))
         self.beats.enter(child, t_ns)
-        out += [*self._refusals(child, t_ns), *self._welcome(child, t_ns), *self._drop_again(child, t_ns)]
+        fresh = old is None or old.rid != rid
+        out += [*self._refusals(child, t_ns), *self._welcome(child, t_ns, fresh), *self._drop_again(child, t_ns)]
         return [*out, *self._ask_again(child, t_ns)]
 
     def _refusals(self, child: Child, t_ns: int) -> list[Effect]:
@@ -344,7 +345,8 @@ class Relay:
         self.tree.children[rid] = child
         return self._welcome(child, t_ns)
 
-    def _welcome(self, child: Child, t_ns: int) -> list[Effect]:
+    def _welcome(self, child: Child, t_ns: int, fresh: bool = False) -> list[Effect]:
+        """``fresh``: what was on its way to a child that believes to be connected is lost."""
         return self._to(
             [child],
             "welcome",
@@ -356,6 +358,7 @@ class Relay:
                 "credit": self.credit(),
                 "fleet": self._fleet_now(child, t_ns),
                 "with_answers": True,
+                "fresh": fresh,
             },
         )
 

@@ -443,6 +443,8 @@ class Uplink:
             return self._refuse(link, message, t_ns)
         out: list[Effect] = []
         old = self._active
+        if old is link and message.head["fresh"]:  # the connection broke, and only the parent has noticed
+            out.append(Lost(f"{link.parent.url} had forgotten us"))
         if old is not None and old is not link:  # make before break
             out += [*self.send("goodbye", {}), *self._drop(old)]
         self._active, link.answered, link.with_answers = link, True, message.head["with_answers"]

@@ -195,9 +195,10 @@ KINDS: Final[Mapping[str, Kind]] = {
             "fence": (is_number, NEEDED),
             "credit": (is_number, NEEDED),
             "fleet": (is_fleet, None),
-            "with_answers": (is_flag, False),
+            "with_answers": (is_flag, False),  # it takes events together with an answer
+            "fresh": (is_flag, False),  # it had no session of the child on this connection
         },
-    ),  # it takes events together with an answer
+    ),
     "sorry": Kind(
         34,
         {
