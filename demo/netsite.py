@@ -23,6 +23,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 NET = "10.77"
 WAIT_S = 30.0
+STEP_S = 0.03
 
 
 class SiteError(Exception):
@@ -30,12 +31,16 @@ class SiteError(Exception):
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
+    """The first true value of ``condition``. What takes long to look at, as a command does, is looked at less often."""
     end = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > end:
+    while True:
+        began = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        if now > end:
             raise SiteError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.03)
-    return value
+        time.sleep(max(STEP_S, now - began))
 
 
 @dataclass

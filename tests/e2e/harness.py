@@ -31,14 +31,18 @@ STEP_S = 0.02
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
-    """The first true value of ``condition``; fails at the deadline."""
+    """The first true value of ``condition``; fails at the deadline. What takes long to look at is looked at less often:
+    it is to wait, not to keep a processor busy.
+    """
     end = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         value = condition()
         if value:
             return value
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(STEP_S)
+        now = time.monotonic()
+        assert now < end, f"not within {seconds:g} s: {what}"
+        time.sleep(max(STEP_S, now - began))
 
 
 @dataclass(frozen=True)
