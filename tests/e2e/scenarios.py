@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,17 +32,20 @@ CHANGE = f'[file."{CONF}"]\ncontent = "new\\n"\nmode = "0644"\n'
 
 
 class WarmSite(Site):
-    """Its agents, aggregators and commands are forked from an interpreter that has read their modules already."""
+    """Its agents, aggregators and commands are forked by ``warm``, from an interpreter that has read their modules
+    already: it is outside the site's namespaces, and other scenarios use it too.
+    """
 
-    def __init__(self, work: Path, place: str) -> None:
+    def __init__(self, work: Path, place: str, warm: Warm) -> None:
         super().__init__(work, place)
-        self.warm = Warm(self.env, "cluster")
+        self.warm = warm
 
     def _pact(self, words: Sequence[str], log: Any, node: str = "") -> Started:
-        return self.warm.start(words, self.env, self.nodes[node].holder.pid if node else 0, log.fileno())
+        pid = self.nodes[node].holder.pid if node else os.getpid()
+        return self.warm.start(words, self.env, pid, log.fileno())
 
     def pact(self, *words: str, timeout: float = 120.0, input: str = "") -> Done:
-        code, out, err = self.warm.call(words, self.env, 0, input.encode(), timeout)
+        code, out, err = self.warm.call(words, self.env, os.getpid(), input.encode(), timeout)
         return Done(code, out.decode(), err.decode())
 
 
@@ -454,10 +459,10 @@ def two_roots_on_etcd_and_no_quorum(site: Site) -> None:
 
 
 def main() -> int:
-    """Run one scenario; what the processes said where it fails."""
+    """Run one scenario, with a ``Warm`` of the process that started this; what the processes said where it fails."""
     subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)
     work = Path(tempfile.mkdtemp(prefix="pact-cluster-e2e-"))
-    site = WarmSite(work, PLACE)
+    site = WarmSite(work, PLACE, Warm(socket.socket(fileno=int(sys.argv[2]))))
     try:
         SCENARIOS[sys.argv[1]](site)
         return 0

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import environment
+from warm import warm
 
 SCRIPT = Path(__file__).with_name("scenarios.py")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.root,
@@ -21,12 +22,13 @@ pytestmark = [
 
 
 def scenario(name: str, script: Path = SCRIPT) -> None:
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    server = str(warm("cluster", environment()).fileno())
     done = subprocess.run(
-        ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(script), name],
+        ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(script), name, server],
         capture_output=True,
         text=True,
-        env=env,
+        env=environment(),
+        pass_fds=[int(server)],
         stdin=subprocess.DEVNULL,
         check=False,
         timeout=220,

@@ -3,14 +3,19 @@ already.
 
 ``python -m pact.cli.main`` spends four fifths of its time on reading Python and modules, and the tests start it some
 thousand times. Here one process a worker reads them once. What it forks for a command has that command's descriptors,
-environment, namespaces and arguments, and ends as any interpreter does. What a start costs, and what it loads, is looked
-at elsewhere, with real starts.
+environment, namespaces and arguments. What a start costs, and what it loads, is looked at elsewhere, with real starts.
+
+A forked process shares its parent's memory page by page, until one of them writes there. So nothing here writes
+without need: garbage collection leaves alone what was read before, and a command that has ended its work leaves the
+taking apart of its modules to the kernel.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import select
@@ -29,12 +34,26 @@ from typing import Any
 HERE = Path(__file__).resolve()
 INPUT_MAX = 32 << 10  # what a pipe takes at once
 READ = 1 << 16
+DESCRIPTORS_MAX = 1 << 16
 LIBC = ctypes.CDLL(None, use_errno=True)
 #: What each kind has read beside the command line. An agent that has no cluster does without zmq.
 KINDS = {
-    "agents": ["pact.agent.loop"],
-    "aggregators": ["pact.cluster.aggregator", "pact.cluster.rootpart"],
-    "commands": ["pact.cli.roots", "pact.cluster.client"],
+    "agents": ["pact.agent.loop", "tomllib"],
+    "aggregators": ["pact.cluster.aggregator", "pact.cluster.rootpart", "tomllib", "nacl.bindings"],
+    "commands": [
+        "pact.agent.statedir",
+        "pact.cli.declared",
+        "pact.cli.groups",
+        "pact.cli.journal",
+        "pact.cli.outcome",
+        "pact.cli.roots",
+        "pact.cluster.client",
+        "pact.declared.toml",
+        "pact.journal.moving",
+        "pact.journal.sqlite",
+        "pact.resources.kinds",
+        "tomllib",
+    ],
 }
 KINDS["cluster"] = [name for names in KINDS.values() for name in names]
 # Of the kernel's capability.h and prctl.h.
@@ -69,11 +88,16 @@ class User:
 class Warm:
     """The process that forks. One for each process of tests."""
 
-    def __init__(self, env: Mapping[str, str], kind: str) -> None:
+    def __init__(self, asked: socket.socket) -> None:
+        self._socket = asked
+        self._lock = threading.Lock()
+
+    @classmethod
+    def begin(cls, env: Mapping[str, str], kind: str) -> Warm:
         """``kind``: what it is to have read, one of ``KINDS``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, str(HERE), str(theirs.fileno()), kind],
                 env=dict(env),
                 cwd="/",
@@ -83,8 +107,13 @@ class Warm:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._socket = ours
-        self._lock = threading.Lock()
+        atexit.register(process.wait)
+        atexit.register(ours.close)  # before that: it ends when nobody is left who sends
+        return cls(ours)
+
+    def fileno(self) -> int:
+        """What another process makes a ``Warm`` of: each request is one message, so several may send them."""
+        return self._socket.fileno()
 
     def call(
         self,
@@ -105,7 +134,8 @@ class Warm:
             os.write(feed, data)
             os.close(feed)
             with self._lock:
-                socket.send_fds(self._socket, [_asked(words, env, namespaces, user)], [stdin, stdout, stderr, told])
+                asked = _asked(words, env, namespaces, user, short=True)
+                socket.send_fds(self._socket, [asked], [stdin, stdout, stderr, told])
             for fd in (stdin, stdout, stderr, told):
                 os.close(fd)
             return self._heard(words, out, err, status, timeout)
@@ -151,13 +181,16 @@ def warm(kind: str, env: Mapping[str, str]) -> Warm:
     """
     key = kind, frozenset(env.items())
     if key not in _warm:
-        _warm[key] = Warm(env, kind)
+        _warm[key] = Warm.begin(env, kind)
     return _warm[key]
 
 
-def _asked(words: Sequence[str], env: Mapping[str, str], namespaces: int, user: User | None = None) -> bytes:
+def _asked(
+    words: Sequence[str], env: Mapping[str, str], namespaces: int, user: User | None = None, *, short: bool = False
+) -> bytes:
+    """``short``: its modules are not taken apart when it ends."""
     asked = {"words": list(words), "env": dict(env), "namespaces": namespaces, "user": user and asdict(user)}
-    return json.dumps(asked).encode()
+    return json.dumps({**asked, "short": short}).encode()
 
 
 class Started:
@@ -205,38 +238,44 @@ class Started:
 # -- in the process that forks --------------------------------------------------------------------------------------
 
 
-def serve(sock: socket.socket) -> list[str]:
-    """Fork for each message, until there is nobody any more who sends some. Returns, in a forked process, its command's
-    words.
+def serve(sock: socket.socket) -> dict[str, Any]:
+    """Fork for each message, and say of each process its number and how it ended, until there is nobody any more who
+    sends some. Returns, in a forked process, what it is asked to be.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        message, fds, _, _ = socket.recv_fds(sock, 1 << 20, 4)
-        if not message:
-            os._exit(0)
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            sock.close()
-            return _watched(json.loads(message), fds)
-        for fd in fds:
-            os.close(fd)
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.data is not None:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                    _ended(*key.data)
+                    continue
+                message, fds, _, _ = socket.recv_fds(sock, 1 << 20, 4)
+                if not message:
+                    os._exit(0)
+                pid = os.fork()
+                if pid == 0:
+                    return _begun(json.loads(message), fds)
+                *others, told = fds
+                for fd in others:
+                    os.close(fd)
+                os.write(told, f"{pid}\n".encode())
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, told))
 
 
-def _watched(asked: dict[str, Any], fds: list[int]) -> list[str]:
-    """The command's process, below one that says its number, waits for it and says how it ended."""
-    stdin, stdout, stderr, told = fds
-    pid = os.fork()
-    if pid:
-        for fd in (stdin, stdout, stderr):
-            os.close(fd)
-        os.write(told, f"{pid}\n".encode())
-        _, status = os.waitpid(pid, 0)
+def _ended(pid: int, told: int) -> None:
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
         os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
-        os._exit(0)
     os.close(told)
-    for to, fd in enumerate((stdin, stdout, stderr)):
+
+
+def _begun(asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """The descriptors, the environment, the namespaces and the user of a process that was forked."""
+    for to, fd in enumerate(fds[:3]):
         os.dup2(fd, to)
-        os.close(fd)
+    os.closerange(3, DESCRIPTORS_MAX)  # those of its parent's other processes too
     spaces = (
         []
         if not asked["namespaces"]
@@ -251,8 +290,7 @@ def _watched(asked: dict[str, Any], fds: list[int]) -> list[str]:
     os.environ.update(asked["env"])
     if asked["user"]:
         become(User(**asked["user"]))
-    words: list[str] = asked["words"]
-    return words
+    return asked
 
 
 def become(user: User) -> None:
@@ -277,6 +315,20 @@ def _prctl(option: int, *values: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
+def finish(code: int) -> None:
+    """What an interpreter does when it ends, up to where it takes itself apart. Returns where it is to do all of it
+    itself: what is left to say cannot be said.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     # Everything that commands read when they are meant, and nothing that has begun anything.
     import pkgutil
@@ -292,5 +344,13 @@ if __name__ == "__main__":
         __import__(name)
     for module in pkgutil.iter_modules(pact.cli.commands.__path__, "pact.cli.commands."):
         __import__(module.name)
-    sys.argv = ["pact", *serve(socket.socket(fileno=int(sys.argv[1])))]
-    entry()
+    gc.collect()
+    gc.freeze()
+    asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.argv = ["pact", *asked["words"]]
+    try:
+        entry()
+    except SystemExit as end:
+        if asked["short"] and isinstance(end.code, int):
+            finish(end.code)
+        raise
