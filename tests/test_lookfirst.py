@@ -14,23 +14,24 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.agent import lookfirst, views
+from pact.agent import lookfirst, pace, views, watching
 from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.remote import Remote
-from pact.agent.watching import OBSERVE_BATCH_MAX
 from pact.core.node.change import Member
 from pact.core.node.events import Caller
 from pact.errors import JournalError
 from pact.model import NS_PER_S, Actor, Owner
 
-COUNT = 20 * OBSERVE_BATCH_MAX
+PIECE = watching.OBSERVE_BATCH_MAX // 4  # much is what takes many pieces: with smaller ones, fewer files are enough
+COUNT = 20 * PIECE
 
 pytestmark = [pytest.mark.root, pytest.mark.invariant("J9")]
 
 
 @pytest.fixture
-def agent() -> Iterator[Agent]:
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    monkeypatch.setattr(watching, "OBSERVE_BATCH_MAX", PIECE)
     with TemporaryDirectory(dir="/var/tmp", prefix="lookfirst-") as top:
         place = Path(top)
         for n in range(COUNT):
@@ -74,7 +75,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_asks_while_much_is_to_be_looked_at_holds_nobody_up(agent: Agent, slow: None) -> None:
     status = asked(agent, "status")
-    assert not status and len(agent.node.state.member_of) <= 2 * OBSERVE_BATCH_MAX, "a piece in each turn"
+    assert not status and len(agent.node.state.member_of) <= 2 * PIECE, "a piece in each turn"
     assert asked(agent, "ping") and asked(agent, "check"), "others are answered meanwhile"
     viewer = asked(agent, "diff", "viewer")
     turns = 0
@@ -82,9 +83,9 @@ def test_who_asks_while_much_is_to_be_looked_at_holds_nobody_up(agent: Agent, sl
         assert agent.requests.first.runs() and not viewer
         before = len(agent.node.state.member_of)
         agent.requests.first.turn()
-        assert len(agent.node.state.member_of) - before <= 2 * OBSERVE_BATCH_MAX
+        assert len(agent.node.state.member_of) - before <= 2 * PIECE
         turns += 1
-    assert turns >= COUNT / OBSERVE_BATCH_MAX / 2
+    assert turns >= COUNT / PIECE / 2
     assert status[0]["result"]["drifted"] == COUNT, "all that was touched before was looked at"
     agent.requests.first.turn()
     assert not agent.requests.first.runs()
@@ -119,8 +120,11 @@ def test_the_answer_to_a_request_that_waited_counts_for_who_asked(
 
 
 @pytest.mark.invariant("S3")
-def test_who_moves_many_files_and_asks_has_no_more_recorded_than_the_account_allows(agent: Agent) -> None:
+def test_who_moves_many_files_and_asks_has_no_more_recorded_than_the_account_allows(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of a viewer's questions had all that he keeps in motion recorded anew: hundreds of records a second."""
+    monkeypatch.setattr(pace, "AT_ONCE_NS", COUNT // 2 * pace.EACH_NS)
     names = [r.partition(":")[2] for r in agent.node.state.declared_ids()]
     for name in names:
         os.chmod(name, 0o666)  # anybody may move them
