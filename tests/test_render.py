@@ -22,7 +22,7 @@ from rich.cells import cell_len
 
 from pact.cli import render
 from pact.cli.names import folded
-from pact.cli.render import View, clean, diff_lines, event_line, say, status_lines
+from pact.cli.render import MOVING, View, clean, diff_lines, event_line, say, status_lines
 
 
 @given(st.text())
@@ -232,6 +232,12 @@ put(page(orjson.loads(sys.stdin.buffer.read()), View.here(){}))
 """
 
 
+def test_no_character_that_is_printable_moves_a_terminal() -> None:
+    """Text that is printable is shown as it is, unread."""
+    printable = (char for char in map(chr, range(sys.maxunicode + 1)) if char.isprintable())
+    assert {unicodedata.category(char) for char in printable}.isdisjoint(MOVING)
+
+
 def drifted(**changes: Any) -> dict[str, Any]:
     change = {
         **status()["changes"][0],
@@ -299,21 +305,19 @@ def test_a_page_says_what_the_journal_is_at_and_what_it_lacks(columns: int) -> N
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("name", ["plain", "日本語の設定", "a" * 200])
 def test_a_page_is_one_screen_whatever_the_size_of_the_drift_and_no_wider(columns: int, name: str) -> None:
-    changes = [
-        {
+    def changes(resources: int) -> list[dict[str, Any]]:
+        one = {
             **drifted()["changes"][0],
-            "id": f"c{n}",
             "also": [{"user": name, "uid": 1, "command": "x"}],
             "owner": {"user": name},
             "consumers": [holder()] * 30,
-            "state": "blocked" if n % 2 else "open",
             "reason": f"{name} " * 20,
-            "resources": [f"file:/etc/{name}/{chr(97 + i % 26)}{'x' * i}" for i in range(300)],
+            "resources": [f"file:/etc/{name}/{chr(97 + i % 26)}{'x' * i}" for i in range(resources)],
         }
-        for n in range(30)
-    ]
+        return [{**one, "id": f"c{n}", "state": "blocked" if n % 2 else "open"} for n in range(30)]
+
     doc = drifted(
-        changes=changes,
+        changes=changes(300),
         node=name,
         holds=status()["holds"] * 50,
         observers={name: f"{name} is blind"},
@@ -325,7 +329,8 @@ def test_a_page_is_one_screen_whatever_the_size_of_the_drift_and_no_wider(column
     assert lines[-1] == "" and len(lines) <= 24 and max(map(cell_len, lines)) <= columns
     text = "\n".join(lines)
     assert "pact status -v" in text and "pact " in lines[-2] and ("DRIFTED" in text or name.startswith("a"))
-    whole = on_terminal_of(columns, SHOW.format(", verbose=True"), orjson.dumps(doc))
+    # Every line of it is shown then: that takes its time, so there are fewer.
+    whole = on_terminal_of(columns, SHOW.format(", verbose=True"), orjson.dumps({**doc, "changes": changes(60)}))
     assert len(whole) > 1000 and max(map(cell_len, whole)) <= columns and any(x.startswith("c29") for x in whole)
 
 

@@ -63,8 +63,11 @@ MOVING: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 
 def clean(text: Any) -> str:
     """Text without control and format characters that could control a terminal."""
+    whole = str(text)
+    if whole.isprintable():  # nearly all is, and then none of its characters is moving
+        return whole
     out = []
-    for char in str(text):
+    for char in whole:
         bad = unicodedata.category(char) in MOVING
         out.append(f"\\x{ord(char):02x}" if bad and ord(char) < 256 else f"\\u{ord(char):04x}" if bad else char)
     return "".join(out)
