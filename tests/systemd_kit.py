@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import REPOSITORY, Agent, World, environment, wait_until
-from warm import User
+from warm import ALL_SPACES
 
 SUITE = "bookworm"
 #: What systemd needs, what tests call, and the libraries of the interpreter that is bound into the machine.
@@ -125,6 +125,8 @@ def remove_cgroup(path: Path) -> None:
 class Machine(World):
     """A booted system. ``leader`` is its process 1 as this machine numbers it."""
 
+    spaces = ALL_SPACES
+
     def __init__(self, shared: Path, packages: Sequence[str] = (), private_network: bool = True) -> None:
         self.started = []
         self.env: dict[str, str] = {}
@@ -196,9 +198,9 @@ class Machine(World):
         """In all namespaces of the machine: what runs there has a pid of its own there."""
         return ["nsenter", f"--target={self.leader}", *["-m", "-n", "-p", "-u", "-i", "-C"], "--", *command]
 
-    def command(self, words: Sequence[str], input: bytes, timeout: float = 60.0, user: User | None = None) -> Any:
-        command = [*(user.setpriv() if user else []), sys.executable, "-m", "pact.cli.main", *words]
-        return self.call(command, check=False, input=input, timeout=timeout)
+    @property
+    def entered(self) -> int:
+        return int(self.leader)
 
     # -- units ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import INPUT_MAX, Started, User, warm
+from warm import INPUT_MAX, SPACES, Started, User, warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP = "/srv"  # a tmpfs in each world
@@ -68,6 +68,8 @@ def environment() -> dict[str, str]:
 class World:
     """A mount and a network namespace, held open by one sleeping process."""
 
+    spaces: Sequence[str] = SPACES  # that commands enter
+
     def __init__(self) -> None:
         self.holder = subprocess.Popen(
             [
@@ -88,6 +90,16 @@ class World:
         assert self.holder.stdout.readline() == b"ready\n", "the namespaces could not be made"
         self.started: list[subprocess.Popen[Any] | Started] = []
         self.env: dict[str, str] = {}  # beside the environment that all have
+
+    @property
+    def packaged(self) -> bool:
+        """Whether kinds of other packages are read, which may open something then: no two processes may share that."""
+        return "PYTHONPATH" in self.env
+
+    @property
+    def entered(self) -> int:
+        """The process whose namespaces commands enter."""
+        return self.holder.pid
 
     def path(self, name: str) -> Path:
         """A path of the world as it is reached from outside: what is written there is written by the test's process."""
@@ -135,7 +147,7 @@ class World:
     def command(self, words: Sequence[str], input: bytes, timeout: float = COMMAND_S, user: User | None = None) -> Done:
         """A command of pact, by default as root, in a process of its own that starts warm."""
         env = {**environment(), **self.env}
-        code, out, err = warm("commands", environment()).call(words, env, self.holder.pid, input, timeout, user)
+        code, out, err = warm("commands", env).call(words, env, self.entered, input, timeout, user, self.spaces)
         return Done(code, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "surrogateescape"))
 
     def python(self, script: str, *args: str) -> subprocess.Popen[Any]:
@@ -149,7 +161,8 @@ class World:
 
     def agent(self, words: Sequence[str], log: int) -> Started:
         """``pact WORDS``, as root, until it is ended, in a process that starts warm. It is ended with the world."""
-        started = warm("agents", environment()).start(words, {**environment(), **self.env}, self.holder.pid, log)
+        env = {**environment(), **self.env}
+        started = warm("agents", env).start(words, env, self.holder.pid, log)
         self.started.append(started)
         return started
 
@@ -246,7 +259,7 @@ class Agent:
         assert self.process is None, "it runs already"
         with open(self.log_path, "ab") as log:
             words = ["agent", "--config", str(self.config_path)]
-            if self.before or self.cold or self.world.env:  # what was read already may have asked the environment
+            if self.before or self.cold or self.world.packaged:
                 command = [*self.before, sys.executable, "-m", "pact.cli.main", *words]
                 self.process = self.world.popen(command, stdout=log, stderr=log)
             else:
@@ -303,8 +316,7 @@ class Agent:
         """The command line, by default as root; ``check`` is the exit code that is expected (``None``: any)."""
         user = User(uid, gid or uid, tuple(groups)) if uid else None
         words = ["--socket", self.socket, *args]
-        others = bool(self.world.env)  # it may read other modules than the warm process has, or read them otherwise
-        if others or len(input or b"") > INPUT_MAX:
+        if self.world.packaged or len(input or b"") > INPUT_MAX:
             who = user.setpriv() if user else []
             command = [*who, sys.executable, "-m", "pact.cli.main", *words]
             done = self.world.call(command, check=False, input=input)

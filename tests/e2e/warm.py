@@ -59,7 +59,10 @@ KINDS["cluster"] = [name for names in KINDS.values() for name in names]
 # Of the kernel's capability.h and prctl.h.
 DAC_READ_SEARCH = 2
 CAPABILITY_VERSION = 0x20080522
-PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 4, 8, 47, 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 4, 8, 47, 2
+#: Namespaces that a process may enter, by their names in /proc/PID/ns: those of a node, and all.
+SPACES = ("net", "mnt")
+ALL_SPACES = ("cgroup", "ipc", "uts", "net", "pid", "mnt")
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,10 @@ class Warm:
         data: bytes,
         timeout: float,
         user: User | None = None,
+        spaces: Sequence[str] = SPACES,
     ) -> tuple[int, bytes, bytes]:
-        """Exit code, output and errors of ``pact WORDS`` in the mount and network namespaces of a process (0: in this
-        one's), by default as this process's user. Raises subprocess.TimeoutExpired.
+        """Exit code, output and errors of ``pact WORDS`` in namespaces of a process (0: in this one's), by default as
+        this process's user. Raises subprocess.TimeoutExpired.
         """
         assert len(data) <= INPUT_MAX
         pipes = [os.pipe() for _ in range(4)]
@@ -134,7 +138,7 @@ class Warm:
             os.write(feed, data)
             os.close(feed)
             with self._lock:
-                asked = _asked(words, env, namespaces, user, short=True)
+                asked = _asked(words, env, namespaces, user, spaces, short=True)
                 socket.send_fds(self._socket, [asked], [stdin, stdout, stderr, told])
             for fd in (stdin, stdout, stderr, told):
                 os.close(fd)
@@ -186,11 +190,17 @@ def warm(kind: str, env: Mapping[str, str]) -> Warm:
 
 
 def _asked(
-    words: Sequence[str], env: Mapping[str, str], namespaces: int, user: User | None = None, *, short: bool = False
+    words: Sequence[str],
+    env: Mapping[str, str],
+    namespaces: int,
+    user: User | None = None,
+    spaces: Sequence[str] = SPACES,
+    *,
+    short: bool = False,
 ) -> bytes:
     """``short``: its modules are not taken apart when it ends."""
     asked = {"words": list(words), "env": dict(env), "namespaces": namespaces, "user": user and asdict(user)}
-    return json.dumps({**asked, "short": short}).encode()
+    return json.dumps({**asked, "spaces": list(spaces), "short": short}).encode()
 
 
 class Started:
@@ -279,18 +289,36 @@ def _begun(asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     spaces = (
         []
         if not asked["namespaces"]
-        else [os.open(f"/proc/{asked['namespaces']}/ns/{name}", os.O_RDONLY) for name in ("net", "mnt")]
+        else [os.open(f"/proc/{asked['namespaces']}/ns/{name}", os.O_RDONLY) for name in asked["spaces"]]
     )
     for fd in spaces:
         if LIBC.setns(fd, 0):
             raise OSError(ctypes.get_errno(), "setns")
         os.close(fd)
+    if spaces and "pid" in asked["spaces"]:
+        _forked()
     os.chdir("/")
     os.environ.clear()
     os.environ.update(asked["env"])
     if asked["user"]:
         become(User(**asked["user"]))
     return asked
+
+
+def _forked() -> None:
+    """Go on in a child: only children are in a pid namespace that was entered. This process ends as the child does."""
+    pid = os.fork()
+    if pid == 0:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    for fd in range(3):  # who reads what the child says waits until nobody else has it
+        os.close(fd)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
 
 
 def become(user: User) -> None:
