@@ -15,6 +15,7 @@ import pytest
 from harness import Agent, wait_until
 
 PIPELINED = 20
+MANY = 100  # questions that one connection may have open are far fewer
 LISTENING = 1
 
 
@@ -136,8 +137,8 @@ def test_an_unfinished_line_at_the_end_is_no_request(agent: Agent) -> None:
 
 @pytest.mark.invariant("F22")
 def test_one_who_asks_much_reads_nothing_and_then_reads_costs_nothing(agent: Agent) -> None:
-    path = agent.file("much.conf", "".join(f"line {i}\n" for i in range(3000)))
-    agent.drift(path, "".join(f"other {i}\n" for i in range(3000)))
+    path = agent.file("much.conf", "".join(f"line {i}\n" for i in range(600)))
+    agent.drift(path, "".join(f"other {i}\n" for i in range(600)))
     with agent.connect() as sock:
         sock.sendall(b'{"op":"log"}\n')
         sock.settimeout(1.0)
@@ -159,9 +160,9 @@ def test_one_who_asks_much_reads_nothing_and_then_reads_costs_nothing(agent: Age
 def test_many_questions_about_consumers_are_answered_one_after_the_other(agent: Agent) -> None:
     path = agent.file("asked.conf")
     with agent.connect() as sock, sock.makefile("rb") as answers, agent.world.path(path).open("rb"):
-        sock.sendall(b'{"op":"consumers","args":{"resource":"file:%b"}}\n' % path.encode() * 500)
-        codes = [json.loads(answers.readline())["exit"] for _ in range(500)]
-    assert codes == [0] * 500
+        sock.sendall(b'{"op":"consumers","args":{"resource":"file:%b"}}\n' % path.encode() * MANY)
+        codes = [json.loads(answers.readline())["exit"] for _ in range(MANY)]
+    assert codes == [0] * MANY
 
 
 @pytest.mark.invariant("F22")
