@@ -84,12 +84,15 @@ compiled: $(VENV)/.dev
 collected: compiled
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || true
 
+# The files that have such tests: to read all the others again takes as long as some of these tests.
+ALONE = $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
+
 test: collected
 ifeq ($(JOBS),1)
 	$(BIN)/python -m pytest
 else
 	$(BIN)/python -m pytest -m "not alone" --numprocesses=$(JOBS) --dist=loadscope
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $(ALONE)
 endif
 
 # What needs no kernel: the core, what travels, what is read and written.
