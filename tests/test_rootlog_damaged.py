@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 from collections.abc import Iterable
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import orjson
 import pytest
+from cluster_kit import free_ports
 from public_root import Chain
 from rootlog_suite import until
+from test_cluster_hostile import NAMES, Hostile
 
 from pact.cluster.committer import Committer, Elected
 from pact.cluster.nodesets import NodeSets
@@ -209,3 +214,46 @@ def test_a_log_that_somebody_mends_is_led_without_a_start(
             committer.load_again()
     finally:
         committer.close()
+
+
+def test_a_real_root_goes_on_with_a_damaged_log_says_so_and_leads_when_it_is_mended(tmp_path: Path) -> None:
+    kit = Hostile(tmp_path, NAMES)
+
+    def health() -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError as exc:
+            return 0, str(exc)
+        finally:
+            connection.close()
+
+    def begins() -> None:
+        kit.run("root1", "aggregator", "--config", str(path))
+
+    try:
+        kit.start()
+        (port,) = free_ports(1)
+        path = tmp_path / "root1.toml"
+        path.write_text(path.read_text().replace('http = ""', f'http = "127.0.0.1:{port}"'))
+        for _ in range(2):  # each term begins with a record of the root's own
+            kit.node("n1")
+            kit.kill("root1", 15)
+            begins()
+        kit.node("n1")
+        kit.kill("root1", 15)
+        with closing(sqlite3.connect(tmp_path / "root.db")) as db:
+            (data,) = db.execute("SELECT data FROM chunk WHERE first = 1").fetchone()
+            db.execute("UPDATE chunk SET data = ? WHERE first = 1", (data[: len(data) // 2],))
+            db.commit()
+            begins()
+            assert until(lambda: "does not verify" in health()[1]), kit.logs()
+            assert health()[0] == 503
+            db.execute("UPDATE chunk SET data = ? WHERE first = 1", (data,))
+            db.commit()
+        assert until(lambda: health()[0] == 200), kit.logs()
+        kit.node("n2")
+    finally:
+        kit.close()
