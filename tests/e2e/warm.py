@@ -131,12 +131,9 @@ class Warm:
         """Exit code, output and errors of ``pact WORDS`` in namespaces of a process (0: in this one's), by default as
         this process's user. Raises subprocess.TimeoutExpired.
         """
-        assert len(data) <= INPUT_MAX
-        pipes = [os.pipe() for _ in range(4)]
-        (stdin, feed), (out, stdout), (err, stderr), (status, told) = pipes
+        stdin = _input(data)
+        (out, stdout), (err, stderr), (status, told) = (os.pipe() for _ in range(3))
         try:
-            os.write(feed, data)
-            os.close(feed)
             with self._lock:
                 asked = _asked(words, env, namespaces, user, spaces, short=True)
                 socket.send_fds(self._socket, [asked], [stdin, stdout, stderr, told])
@@ -187,6 +184,20 @@ def warm(kind: str, env: Mapping[str, str]) -> Warm:
     if key not in _warm:
         _warm[key] = Warm.begin(env, kind)
     return _warm[key]
+
+
+def _input(data: bytes) -> int:
+    """A descriptor from which it is read: a pipe's, or a file's in memory where there is more than a pipe takes."""
+    if len(data) > INPUT_MAX:
+        fd = os.memfd_create("input")
+        with open(fd, "wb", closefd=False) as f:
+            f.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+    fd, feed = os.pipe()
+    os.write(feed, data)
+    os.close(feed)
+    return fd
 
 
 def _asked(
