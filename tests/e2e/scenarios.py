@@ -291,7 +291,7 @@ def a_group_that_nobody_commits_expires_on_every_node(site: Site) -> None:
     assert all(has(site, n) == "new\n" for n in names)
     shown = group(site, gid)
     assert 2.0 < shown["window_s"] < 4.0
-    wait_until(lambda: all(has(site, n) == "old\n" for n in names), "it is undone", 10)
+    wait_until(lambda: all(has(site, n) == "old\n" for n in names), "it is undone")
     wait_until(lambda: group(site, gid)["state"] == "rolled back", "it is finished")
     types = [json.loads(x)["type"] for x in site.local("n1", "--json", "log", "-n", "30").out.splitlines()][::-1]
     of_group = [t for t in types if t.startswith("group") or t in ("applied", "rollback_started", "rolled_back")]
