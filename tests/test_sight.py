@@ -222,3 +222,13 @@ def test_of_a_command_line_only_the_program_s_name_is_kept() -> None:
     seen.take(chunk(2, "n1", line("untracked_seen", {"resources": {"file:/etc/new.conf": {"type": "file", "by": 0}}})))
     assert seen.newest[-1].text == "1 thing" and "new.conf" not in str(seen.newest)
     assert holder({"command": "", "how": "mount", "pid": 0}) == "mount" and owner_of(None) == ("", "")
+
+
+@pytest.mark.invariant("V6")
+@pytest.mark.parametrize("part", [[1], [1, 2, 3], "1", "12", 1, {"1": 2}, [None, 1]])
+def test_a_part_that_is_none_harms_nobody(part: Any) -> None:
+    seen = Sight()
+    results = {"file:/a": "restored"}
+    seen.take(chunk(0, "sim", drift(), line("rolled_back", {"change": "c1", "results": results, "part": part})))
+    seen.take(chunk(2, "sim", drift("file:/b", "c2")))
+    assert seen.left_out == 1 and seen.gseq == 2 and "c2" in seen.nodes["sim"].changes

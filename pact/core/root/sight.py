@@ -45,9 +45,9 @@ class Newest(NamedTuple):
 
 
 def _part(data: JsonRead) -> tuple[int, int]:
-    """Which record of how many this is, of one decision."""
-    part = data.get("part") or (1, 1)
-    return number(part[0]), number(part[1])
+    """Which record of how many this is, of one decision. Raises ValueError or TypeError for what is none."""
+    at, of = data.get("part") or (1, 1)
+    return number(at), number(of)
 
 
 class Sight:
@@ -81,7 +81,7 @@ class Sight:
                         self._record(node, record)
                     elif record["type"] == "node_forgotten" and batch.node == ROOT:
                         self._forget(record["data"]["nodes"])
-                except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
                     self.left_out += 1
                 gseq += 1
         self.gseq = gseq - 1
