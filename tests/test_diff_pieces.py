@@ -191,6 +191,24 @@ def test_a_sign_of_life_in_the_middle_means_nothing(agent: Agent, monkeypatch: p
     assert b"] " in reader.raw or b"} " in reader.raw
 
 
+def test_two_answers_of_one_person_both_end(agent: Agent) -> None:
+    """A line of which more comes, and of which all that has come was read, keeps nobody from the next piece."""
+    readers = [Reader(agent, {"op": "ping", "args": {}}) for _ in range(2)]
+    for reader in readers:
+        reader.until(1)
+    for client in agent.control.clients.values():
+        client.caller = ANN
+    for reader in readers:
+        reader.ask({"op": "diff", "args": {}})
+    end = time.monotonic() + DEADLINE_S
+    while any(reader.raw.count(b"\n") < 2 for reader in readers):
+        assert time.monotonic() < end, [len(reader.raw) for reader in readers]
+        turn(agent)
+        for reader in readers:
+            assert reader.read()
+    assert [len(reader.lines()[1]["result"]["resources"]) for reader in readers] == [FILES] * 2
+
+
 def test_an_answer_that_breaks_off_is_no_answer(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     count, real = 0, views.Differing.written
 

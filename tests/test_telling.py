@@ -35,7 +35,7 @@ class Shell:
 
     def ask(self, name: str, pieces: int = 1, *, admin: bool = False) -> None:
         client: Any = SimpleNamespace(
-            name=name, admin=admin, wants_write=lambda: True, caller=SimpleNamespace(owner=SimpleNamespace(key=name[0]))
+            name=name, admin=admin, may_write=True, caller=SimpleNamespace(owner=SimpleNamespace(key=name[0]))
         )
         if name.endswith("!"):  # his answer before is not taken yet
             self.full[name] = client

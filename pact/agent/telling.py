@@ -124,8 +124,9 @@ class Tellers:
 
     def _whose(self) -> tuple[Client, Callable[[], Result]] | None:
         """The first waiting answer of a client whose owner has no other unread answer: however many and however large
-        answers an owner requests, one piece of them is in memory."""
-        full = {c.caller.owner.key: c for c in self.agent.control.clients.values() if c.wants_write() and not c.admin}
+        answers an owner requests, one piece of them is in memory. A line of which more comes is read so far: it must
+        not keep the others from their pieces, on which its own next piece may wait."""
+        full = {c.caller.owner.key: c for c in self.agent.control.clients.values() if c.may_write and not c.admin}
         for at, (client, work) in enumerate(self._others):
             if full.get(client.caller.owner.key, client) is client:
                 del self._others[at]
