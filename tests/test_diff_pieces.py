@@ -226,6 +226,9 @@ def test_an_answer_that_breaks_off_is_no_answer(agent: Agent, monkeypatch: pytes
         assert time.monotonic() < end
         turn(agent)
     assert reader.raw and b"\n" not in reader.raw
+    count = 0
+    (answer,) = remote(agent)
+    assert not orjson.loads(answer)["ok"], "whoever asked from afar hears of it, and waits no longer"
     monkeypatch.undo()
     assert Reader(agent, {"op": "ping", "args": {}}).until(1)[0]["ok"]
 

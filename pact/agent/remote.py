@@ -12,7 +12,8 @@ import orjson
 
 from pact.agent.client import Client
 from pact.core.node.events import Caller
-from pact.core.tree.member import ANSWER_MAX, Key, caller_of
+from pact.core.tree.member import ANSWER_MAX, Key, caller_of, refusal
+from pact.errors import EXIT_FAILED
 
 ROWS_MAX: Final = 1_000
 ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
@@ -83,7 +84,9 @@ class Remote(Client):
         more()
 
     def break_off(self) -> None:
-        self.open = False
+        """Nothing of the answer was sent: whoever asked is told, and the call ends."""
+        self._parts.clear()
+        self.send(refusal(EXIT_FAILED, "the answer could not be written to its end", "see the journal of the service"))
 
     def wants_write(self) -> bool:
         return False
