@@ -32,6 +32,7 @@ PARTS = st.lists(
             "[08-100]",
             "[1,02]",
             "[3-1]",
+            "[1-3,2-5]",
         ]
     ),
     min_size=1,
@@ -52,6 +53,11 @@ def test_operators_mean_what_the_library_makes_of_them(first: str, rest: list[tu
             return  # neither reads it
         return
     assert set(found) == set(NodeSet(text, resolver=RESOLVER_NOGROUP)) and len(found) == len(set(found))
+
+
+def test_a_name_that_ranges_name_twice_counts_once() -> None:
+    assert NodeSets().expand("x^n[1-3,2-5]") == ["x", "n1", "n2", "n3", "n4", "n5"]
+    assert NodeSets().expand("n[1-2,2]") == ["n1", "n2"]
 
 
 def _why(text: str) -> str:

@@ -127,7 +127,7 @@ def _part(part: str) -> list[str] | None:
         return None
     ends = [*texts[1:], ""]
     pieces = [[texts[0]], *([n + end for n in of or ()] for of, end in zip(numbers, ends, strict=False))]
-    return list(map("".join, product(*pieces)))
+    return list(dict.fromkeys(map("".join, product(*pieces))))  # ranges may overlap: a name counts once
 
 
 def _numbers(inner: str) -> list[str] | None:
