@@ -103,6 +103,15 @@ def test_no_root_leads_where_a_decision_may_be_lost(log: Log) -> None:
             load_past(None, log.with_damage(last, kind=kind))
 
 
+def test_no_root_leads_past_its_own_word_whose_name_is_damaged() -> None:
+    """The newest word of the root stands in a chunk that can be read, and that names another writer."""
+    more, at = Log(), 2 * (WORDS + 1)
+    for name in (b"n1___", b"^root"):
+        raws = [raw.replace(b'"_root"', b'"%s"' % name, 1) if n == at else raw for n, raw in enumerate(more.chunks)]
+        with pytest.raises((ChainError, ValueError)):
+            load_past(None, raws)
+
+
 def test_damage_after_the_root_s_newest_word_is_passed_only_if_it_can_be_read(log: Log) -> None:
     more = Log()
     more.says()

@@ -16,6 +16,7 @@ from pact.core.root.log import ROOT, RootState, load
 from pact.errors import ChainError
 
 TOLD_MAX: Final = 10
+OWN: Final = b'"node":"%s"' % ROOT.encode()  # in each record of the root's own
 #: First and last number of events that are lost.
 Hole = tuple[int, int]
 
@@ -83,9 +84,10 @@ def _sorted(raws: Sequence[bytes]) -> tuple[list[tuple[bytes, Chunk]], list[Chun
 
 
 def _of_nodes(hole: Hole, doubted: Sequence[Chunk]) -> bool:
-    """Whether chunks that are damaged, and can be read, fill the hole, and have no record of the root's."""
+    """Whether chunks that are damaged, and can be read, fill the hole, and have no record of the root's. What is
+    damaged may be the name beside the records: the records have it, too."""
     at = hole[0]
     for chunk in doubted:
-        if chunk.first == at and all(b.node != ROOT for b in chunk.batches):
+        if chunk.first == at and not any(b.node == ROOT or any(OWN in line for line in b.lines) for b in chunk.batches):
             at += chunk.count
     return at == hole[1] + 1
