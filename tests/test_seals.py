@@ -12,12 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pact.cluster.nodesets import NodeSets
 from pact.cluster.personseals import PersonSeals
+from pact.core.ops import SessionRevoke
+from pact.core.root.envelope import PACT
+from pact.core.root.log import RootState
 from pact.core.root.persons import USED_MAX, Persons
+from pact.core.root.questions import encoded
+from pact.core.root.root import Root
+from pact.core.root.term import Down
 from pact.core.tree import seals, wire
 from pact.core.tree.calls import Calls
 from pact.core.tree.checks import BY_SESSION, SESSION_BITS
 from pact.core.tree.seals import GRACE_NS, RENEW_NS, SEEN_MAX, SEEN_NS, Keys, NodeSeals, RootSeals
+from pact.core.tree.wire import message
 from pact.errors import ConflictError, DeniedError, RemoteProtocolError
 from pact.model import NS_PER_S
 from pact.net import keys
@@ -427,6 +435,33 @@ def test_an_aggregator_that_keeps_hellos_back_does_not_make_old_calls_count() ->
     assert w.nodes["n0"].caller(w.head(), said, b"{}", 2 * RENEW_NS) is None
     again = w.root.calls(w.head(), b"{}", ["n0"])  # the root knows only the first session
     assert w.nodes["n0"].caller(w.head(), again, b"{}", 2 * RENEW_NS) is None
+
+
+def test_what_is_still_asked_is_sealed_again_for_each_new_session() -> None:
+    """A command may take longer than a session lasts: if its answer is lost with a connection, it is asked for again
+    by whoever carries the call, with the seal that is there."""
+    w = World()
+    root = Root("r", RootState(), 5, NodeSets(), seals=w.root)
+    root.start(1, 1, "b", 0)
+    calls: list[dict[str, Any]] = []
+
+    def below(count: int) -> None:
+        says_hello(w, "n0", count, (count - 1) * RENEW_NS)
+        head = {"add": ["n0"], "sessions": {"n0": 7 << SESSION_BITS | BY_SESSION | count}}
+        effects = root.received(message("below", head), count * RENEW_NS, 1)
+        calls.extend(e.head for e in effects if isinstance(e, Down) and e.kind == "call")
+
+    below(1)
+    word = SessionRevoke(user="ann")
+    root.questions.ask_members(
+        ["n0"], word, PACT, lambda names, body: None, lambda lost: None, timeout_ns=3600 * NS_PER_S
+    )
+    calls += [e.head for e in root.take_effects() if isinstance(e, Down) and e.kind == "call"]
+    for count in (2, 3, 4):
+        below(count)
+        assert len(calls) == count and len({c["call"] for c in calls}) == 1
+        held, at_ns = calls[-2], (count - 1) * RENEW_NS + 1
+        assert w.nodes["n0"].caller(held, held["seals"], encoded(word), at_ns) is not None, "asked again at once"
 
 
 def test_a_root_of_the_last_version_is_heard_until_one_of_this_version_seals() -> None:

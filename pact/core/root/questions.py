@@ -260,8 +260,8 @@ class Questions(Replies):
             self._again(question, question.away.keys() & names)
 
     def anew(self, names: Iterable[str]) -> None:
-        """These agents started again, perhaps without a disconnection: what was sealed for their last start is not
-        valid for them.  # T14
+        """These agents have a new session, perhaps without a disconnection: what was sealed for their last one is not
+        valid for them, or not for long. Whoever carries the calls may have to tell them again.  # T14
         """
         for question in self.open.values():
             self._again(question, question.waiting.intersection(names) - question.away.keys())

@@ -21,7 +21,7 @@ from pact.core.root.persons import CHALLENGE
 from pact.core.root.questions import Questions
 from pact.core.root.term import AWAY_NS, REWIND_NS, Effect, Known, Limits, NodeSets, Term
 from pact.core.tree.checks import BODY_MAX
-from pact.core.tree.seals import RootSeals, start_of
+from pact.core.tree.seals import RootSeals, bound_to, start_of
 from pact.core.tree.wire import Head, Message
 from pact.errors import EXIT_USAGE, PactError
 from pact.limits import LOOKERS_EACH_MAX, LOOKERS_MAX
@@ -100,13 +100,13 @@ class Root(Term):
             if name == log.ROOT:
                 self.refuse("a node that calls itself root")
                 continue
-            known, since_ns = self.nodes.get(name), self.t_ns
-            if known is not None and start_of(known.session) == start_of(sessions.get(name, 0)):
+            known, since_ns, session = self.nodes.get(name), self.t_ns, sessions.get(name, 0)
+            if known is not None and start_of(known.session) == start_of(session):
                 since_ns = known.since_ns  # it has only said hello again
-            elif known is not None:
+            if known is not None and bound_to(known.session) != bound_to(session):
                 anew.append(name)
-            self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), since_ns)
-            if self.twins.came(name, sessions.get(name, 0), self.t_ns):
+            self.nodes[name] = Known(racks.get(name, ""), session, since_ns)
+            if self.twins.came(name, session, self.t_ns):
                 self.refuse("a second machine with the key", name)
             fresh.append(name)
         if self.seals is not None and fresh:
