@@ -191,6 +191,21 @@ def test_a_sign_of_life_in_the_middle_means_nothing(agent: Agent, monkeypatch: p
     assert b"] " in reader.raw or b"} " in reader.raw
 
 
+def test_who_is_no_administrator_any_more_gets_the_rest_as_he_is(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles, real = list[str](), views.differing
+
+    def noted(node: Any, caller: Caller, veil: Any, resource: str) -> Any:
+        roles.append(caller.actor.role)
+        if len(roles) == PIECE:
+            for client in agent.control.clients.values():
+                client.caller = ANN
+        return real(node, caller, veil, resource)
+
+    monkeypatch.setattr(views, "differing", noted)
+    Reader(agent, {"op": "diff", "args": {}}).until(1)
+    assert roles == ["admin"] * PIECE + ["viewer"] * (FILES - PIECE)
+
+
 def test_two_answers_of_one_person_both_end(agent: Agent) -> None:
     """A line of which more comes, and of which all that has come was read, keeps nobody from the next piece."""
     readers = [Reader(agent, {"op": "ping", "args": {}}) for _ in range(2)]

@@ -46,10 +46,10 @@ def gather(tellers: Tellers, slices: Slices, client: Client, token: int, targets
 
 
 def _gather(answer: Answer, targets: Collection[str], ids: list[str]) -> Iterator[bool]:
-    agent, caller = answer.tellers.agent, answer.client.caller
+    agent, client = answer.tellers.agent, answer.client  # whose role may change before the last piece
     found = deque[views.Differing]()
     for resource in in_order(ids):
-        one = None if resource is None else views.differing(agent.node, caller, agent.veil, resource)
+        one = None if resource is None else views.differing(agent.node, client.caller, agent.veil, resource)
         if one is not None:
             found.append(one)
         if len(found) < PIECE:
@@ -59,7 +59,7 @@ def _gather(answer: Answer, targets: Collection[str], ids: list[str]) -> Iterato
             found = deque()
             yield True
     new: list[dict[str, Any]] = []
-    listed = views.each_untracked(agent.node, caller, agent.veil, targets or None)
+    listed = views.each_untracked(agent.node, client.caller, agent.veil, targets or None)
     for entry in listed:
         if entry is not None:
             new.append({"id": entry["resource"], **entry})
