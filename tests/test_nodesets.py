@@ -33,6 +33,8 @@ PARTS = st.lists(
             "[1,02]",
             "[3-1]",
             "[1-3,2-5]",
+            "[098-099,100-101,1,02]",
+            "[8-012]",
         ]
     ),
     min_size=1,
@@ -53,6 +55,14 @@ def test_operators_mean_what_the_library_makes_of_them(first: str, rest: list[tu
             return  # neither reads it
         return
     assert set(found) == set(NodeSet(text, resolver=RESOLVER_NOGROUP)) and len(found) == len(set(found))
+
+
+@pytest.mark.invariant("F37")
+def test_a_long_set_as_the_last_version_wrote_it_is_read() -> None:
+    """The members of a group stand so in the root's log: whoever cannot read them cannot lead."""
+    names = [f"node{n:03}" for n in range(1, 1300, 2)]
+    text = str(NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP))
+    assert len(text) > nodesets.LIBRARY_MAX and NodeSets().expand(text) == names
 
 
 def test_a_name_that_ranges_name_twice_counts_once() -> None:

@@ -132,20 +132,17 @@ def _part(part: str) -> list[str] | None:
 
 def _numbers(inner: str) -> list[str] | None:
     """The numbers between two brackets, or None as above."""
-    out, widths = list[str](), set[int]()
-    padded = False
+    out = list[str]()
     for one in inner.split(","):
         found = _RANGE.fullmatch(one)
         if found is None:
             return None
         first, last, step = found[1], found[2] or found[1], int(found[3] or 1)
-        zero = len(first) > 1 and first[0] == "0"
-        widths |= {len(first), len(last)}
-        padded |= zero or (len(last) > 1 and last[0] == "0")
-        if not step or int(first) > int(last):
+        padded = any(len(n) > 1 and n[0] == "0" for n in (first, last))
+        if not step or int(first) > int(last) or (padded and len(first) != len(last)):
             return None
-        out += [f"{n:0{len(first) if zero else 0}}" for n in range(int(first), int(last) + 1, step)]
-    return out if not padded or len(widths) == 1 else None
+        out += [f"{n:0{len(first) if padded else 0}}" for n in range(int(first), int(last) + 1, step)]
+    return out
 
 
 def _join(names: dict[str, None], operator: str, others: Iterable[str]) -> None:
