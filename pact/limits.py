@@ -16,7 +16,7 @@ FRAME_MAX: Final = 16 << 20  # of the tree
 HEAD_MAX: Final = 4 << 20  # of a frame
 RECORD_MAX: Final = 8 << 20  # one record's line on its way up
 NODE_SET_MAX: Final = 256 << 10  # characters in a request: at most 1.5 MiB of its head, in any encoding
-UNKNOWN_NAMES_MAX: Final = 1000  # that a person's node set may name beyond as many as the root knows
+UNKNOWN_NAMES_MAX: Final = 10_000  # that a person's node set may name beyond as many as the root knows
 HTTP_REQUEST_MAX: Final = 8 << 10
 REPLAY_REQUEST_MAX: Final = 1024
 

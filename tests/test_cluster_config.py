@@ -316,9 +316,9 @@ def test_names_with_many_numbers_fold_quickly_and_mean_the_same() -> None:
     began = time.monotonic()
     text = nodesets.fold(names)
     assert time.monotonic() - began < 1.0
-    assert set(nodesets.NodeSets().expand(text[:200].rpartition(",")[0])) <= set(names)
+    assert set(nodesets.NodeSets().expand(text)) == set(names)
     odd = [f"a{i}b0c{n}" for i in range(300) for n in (7, 8, 9, 10, 11)]
-    assert nodesets.fold(odd).startswith("a0b0c[7-11],a100b0c[7-11]")
+    assert nodesets.fold(odd) == "a[0-299]b0c[7-11]"
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
     odd = [f"a{i}b0c{n}" for i in range(300) for n in ("08", "09", "10", "9", "10x")]
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
@@ -350,7 +350,7 @@ def test_many_names_with_two_numbers_are_folded_in_time() -> None:
     names = nodesets.NodeSets().expand("n[1-300]x[1-300]")
     began_s = time.process_time()
     text = nodesets.fold(names)
-    assert time.process_time() - began_s < 1.5 and text.startswith("n100x[1-300],n101x[1-300],")
+    assert time.process_time() - began_s < 1.5 and text == "n[1-300]x[1-300]"
     assert set(nodesets.NodeSets().expand(text)) == set(names)
     assert nodesets.fold(names[:900]) == "n[1-3]x[1-300]"
 

@@ -161,8 +161,8 @@ def test_what_a_call_recorded_comes_in_the_frame_of_its_answer_to_who_takes_it(k
     relay.received = lambda rid, peer, m, t: (came.append(m), received(rid, peer, m, t))[1]  # type: ignore[method-assign]
     if not takes:  # one from before this
 
-        def before(child: Any, t_ns: int) -> Any:
-            (effect,) = welcome(child, t_ns)
+        def before(child: Any, t_ns: int, fresh: bool) -> Any:
+            (effect,) = welcome(child, t_ns, fresh)
             head = {**wire.decode(effect.frame).head, "with_answers": False}
             return [effect._replace(frame=wire.encode("welcome", head))]
 

@@ -112,7 +112,7 @@ def test_a_node_set_names_few_nodes_that_nobody_has_heard_of(op: str) -> None:
 
     many = limits.UNKNOWN_NAMES_MAX
     assert not refused(f"n[0-49],x[1-{many}]")
-    for nodes in (f"n[0-{50 + many}]", "x[0-99999]", f"n[0-20],x[1-{many + 50}]", "a[0-99]b[0-99]"):
+    for nodes in (f"n[0-{50 + many}]", "x[0-99999]", f"n[0-20],x[1-{many + 50}]", "a[0-100]b[0-100]"):
         assert refused(nodes), nodes
 
 

@@ -177,3 +177,20 @@ def test_a_set_with_more_names_than_may_be_is_refused_before_it_is_expanded() ->
     for text in ("n[0-100]", "a[0-99],b[0-99],c"):
         with pytest.raises(UsageError, match="nodes"):
             NodeSets().expand(text, 100)
+
+
+TOKENS = ["n", "x", "1", "01", "10", "n1", "n2", "[1-3]", "[1,2]", "[01-03]", "[8-11]", "[1-7/3]", "[2]", "-", ".", "_", " ",
+          ",", ",", "!", "&", "^", "[", "]", "[]", "[1-]", "[3-1]", "[01-1]"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=9).map("".join))
+@pytest.mark.invariant("T13")
+def test_whatever_is_written_means_what_the_library_says(text: str) -> None:
+    """An operator without an operand was read as a node without a name."""
+    try:
+        wanted = set(nodesets.parse(text, groups=False))
+    except UsageError:
+        with pytest.raises(UsageError):
+            nodesets.NodeSets().expand(text)
+    else:
+        assert set(nodesets.NodeSets().expand(text)) == wanted

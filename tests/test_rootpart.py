@@ -159,7 +159,7 @@ def test_what_nobody_looks_at_is_not_folded_and_the_page_shows_it_all_the_same()
     assert time.process_time() - before_s < 0.1 and sets.folds == 0
     assert shown["group_states"] == {"open": 20} and shown["states"]["drifted"][1] == 3_999
     text = page.page({"name": "r", **shown})
-    assert names[0] in text and "x0000c0s1n[0-3]" in text and "g20" in text
+    assert names[0] in text and "x[0001-0006]c[0-7]s[0-15]n[0-3]" in text and "g20" in text
     assert b'pact_nodes{state="away"} 1.0' in page.metrics(shown)
 
 

@@ -119,6 +119,8 @@ def _part(part: str) -> list[str] | None:
     """The names of a part; None if only the library knows what it means."""
     if _NAME.fullmatch(part):
         return [part]
+    if not part:  # an operator without an operand
+        return None
     texts, inner = _RANGES.split(part)[::2], _RANGES.findall(part)
     numbers = [_numbers(one) for one in inner]
     # Digits beside a range are part of its numbers.
@@ -139,7 +141,7 @@ def _numbers(inner: str) -> list[str] | None:
             return None
         first, last, step = found[1], found[2] or found[1], int(found[3] or 1)
         padded = any(len(n) > 1 and n[0] == "0" for n in (first, last))
-        if not step or int(first) > int(last) or (padded and len(first) != len(last)):
+        if not 0 < step <= NODES_MAX or int(first) > int(last) or (padded and len(first) != len(last)):
             return None
         out += [f"{n:0{len(first) if padded else 0}}" for n in range(int(first), int(last) + 1, step)]
     return out
