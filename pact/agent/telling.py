@@ -164,7 +164,15 @@ def _pieces(lines: Iterator[bytes]) -> Iterator[Piece]:
             if size >= ANSWER_PIECE or time.monotonic() >= ends_s:
                 whole = False
                 break
-        yield [b"".join(out)] if out else [], whole
+        line = NOTHING  # while a client does not read, only the piece that is on its way to it is in memory
+        yield _joined(out), whole
+
+
+def _joined(lines: list[bytes]) -> list[bytes]:
+    """The lines as one, if there are any; they are taken out."""
+    text = b"".join(lines)
+    lines.clear()
+    return [text] if text else []
 
 
 def _far_pieces(lines: Iterator[bytes]) -> Iterator[Piece]:
