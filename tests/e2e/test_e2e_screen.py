@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import sys
@@ -226,8 +227,10 @@ def test_a_watch_on_a_terminal_is_not_paged_and_ends_with_an_interrupt(agent: Ag
         [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "watch"], stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    time.sleep(0.7)
-    agent.drift(agent.file("f"))
+    for n in range(60):  # until it has begun to watch
+        agent.drift(agent.file(f"f{n}"))
+        if select.select([ours], [], [], 1.0)[0]:
+            break
     assert b"adopted" in os.read(ours, 4096)
     watching.send_signal(signal.SIGINT)
     assert watching.wait(10) == 0
