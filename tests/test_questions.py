@@ -9,7 +9,8 @@ import pytest
 
 from pact.core.root.questions import ABSENT, LATE, LOST, TRIES_MAX
 from pact.core.root.term import AWAY_NS
-from pact.model import NS_PER_S, Declared
+from pact.core.tree.checks import SESSION_BITS
+from pact.model import NS_PER_S, Declared, Owner
 from pact.sim.cluster import GONE_NS, Cluster, Net
 
 NAMES = "n0,n1,n2"
@@ -304,3 +305,26 @@ def test_who_needs_many_nodes_that_come_one_by_one_is_taken_up_once(monkeypatch:
         assert not taken
         below(c, name, gone=False)
     assert taken == ["apply"] and not c.root.questions._later
+
+
+@pytest.mark.invariant("G5", "T14")
+def test_who_only_says_hello_again_is_asked_nothing_about_its_groups() -> None:
+    """Every node does so every ten minutes. A member whose answer had been lost was made to apply its group anew, over
+    what somebody has changed there since."""
+    c = cluster()
+    wanted = {"sysctl:x": Declared({"value": "new"}).to_json()}
+    c.request("apply", {"resources": wanted, "message": "m"}, NAMES)
+    c.advance(3 * NS_PER_S)
+    assert c.root is not None
+    run, world, session = c.root.groups.runs["g1"], c.peers["n1"].world, c.root.nodes["n1"].session
+    run.states["n1"] = "missing: no answer came"
+    world.write("sysctl:x", {"value": "another"}, Owner("uid:7", "ann", 7))
+    c.advance(3 * NS_PER_S)
+    asked, down = list[Any](), c.root.down
+    c.root.down = lambda kind, head, body=b"": (asked.append(head.get("op")), down(kind, head, body))[1]  # type: ignore[method-assign]
+    c.up(c.root, "below", {"add": ["n1"], "gone": [], "racks": {}, "sessions": {"n1": session + 1}})
+    c.advance(3 * NS_PER_S)
+    assert asked == [] and world.machine["sysctl:x"] == {"value": "another"}
+    c.up(c.root, "below", {"add": ["n1"], "gone": [], "racks": {}, "sessions": {"n1": session + (1 << SESSION_BITS)}})
+    c.advance(3 * NS_PER_S)
+    assert "group_apply" in asked, "it has started again"

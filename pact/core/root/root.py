@@ -95,14 +95,16 @@ class Root(Term):
             left[name] = self.t_ns
         self.shares.forget(gone, self.t_ns)
         self.questions.gone(gone)
-        fresh, anew = [], []
+        fresh, anew, back = [], [], []
         for name in head["add"]:
             if name == log.ROOT:
                 self.refuse("a node that calls itself root")
                 continue
             known, since_ns, session = self.nodes.get(name), self.t_ns, sessions.get(name, 0)
             if known is not None and start_of(known.session) == start_of(session):
-                since_ns = known.since_ns  # it has only said hello again
+                since_ns = known.since_ns  # it has only said hello again, and owes no more than before
+            else:
+                back.append(name)
             if known is not None and bound_to(known.session) != bound_to(session):
                 anew.append(name)
             self.nodes[name] = Known(racks.get(name, ""), session, since_ns)
@@ -114,7 +116,7 @@ class Root(Term):
         self.questions.came(fresh)
         if self.seals is not None and anew:
             self.questions.anew(anew)
-        self.groups.came(fresh)
+        self.groups.came(back)
         self.questions.back(fresh)
 
     def _ask(self, message: Message) -> None:
