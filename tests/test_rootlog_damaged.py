@@ -103,6 +103,19 @@ def test_no_root_leads_where_a_decision_may_be_lost(log: Log) -> None:
             load_past(None, log.with_damage(last, kind=kind))
 
 
+@pytest.mark.parametrize("old,new", [(b"gone1", b"wone1"), (b'"node_forgotten","v"', b'"node_forgotte~","v"')])
+def test_no_root_leads_with_a_word_of_its_own_that_nothing_vouches_for(old: bytes, new: bytes) -> None:
+    """The chunk after it is damaged, too: nothing names the hash of this one."""
+    at = 2 * (WORDS + 1)
+    more = Log()
+    more.says()
+    raws = more.with_damage(at + 1)
+    raws[at] = raws[at].replace(old, new)
+    assert raws[at] != more.chunks[at] and load_past(None, more.with_damage(at + 1))[1] == [(at + 1, at + 1)]
+    with pytest.raises((ChainError, ValueError)):
+        load_past(None, raws)
+
+
 def test_no_root_leads_past_its_own_word_whose_name_is_damaged() -> None:
     """The newest word of the root stands in a chunk that can be read, and that names another writer."""
     more, at = Log(), 2 * (WORDS + 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from pact.core.records import parse, verify
 from pact.core.root.chunks import Chunk, chunk_hash, read_chunk
 from pact.core.root.log import ROOT, RootState, load
 from pact.errors import ChainError
@@ -54,11 +55,13 @@ def _past(snapshot: bytes | None, raws: Sequence[bytes]) -> tuple[RootState, lis
             holes.append((state.gseq + 1, chunk.first - 1))
             doubt |= not _of_nodes(holes[-1], doubted)
             state.pass_over(chunk)
-        own = next((b for b in chunk.batches if b.node == ROOT), None)
-        if own is not None:
-            if own.first != state.chain.seq + 1:
-                return None  # a decision may be lost
+        own = [line for b in chunk.batches if b.node == ROOT for line in b.lines]
+        # Nothing names the hash of a chunk before a damaged one, so its own words must show that they are whole. If
+        # they do not follow those that are known, a decision may be lost.
+        for _ in verify(map(parse, own), seq=state.chain.seq + 1, prev=state.chain.hash):
             doubt = False
+        if not _is_whose_it_says(chunk):
+            return None
         state.apply(raw, chunk)
     return None if doubt else (state, holes)
 
@@ -84,10 +87,14 @@ def _sorted(raws: Sequence[bytes]) -> tuple[list[tuple[bytes, Chunk]], list[Chun
 
 
 def _of_nodes(hole: Hole, doubted: Sequence[Chunk]) -> bool:
-    """Whether chunks that are damaged, and can be read, fill the hole, and have no record of the root's. What is
-    damaged may be the name beside the records: the records have it, too."""
+    """Whether chunks that are damaged, and can be read, fill the hole, and have no record of the root's."""
     at = hole[0]
     for chunk in doubted:
-        if chunk.first == at and not any(b.node == ROOT or any(OWN in line for line in b.lines) for b in chunk.batches):
+        if chunk.first == at and all(b.node != ROOT for b in chunk.batches) and _is_whose_it_says(chunk):
             at += chunk.count
     return at == hole[1] + 1
+
+
+def _is_whose_it_says(chunk: Chunk) -> bool:
+    """Whether no record of the root's stands under another name: the name may be damaged. The records have it, too."""
+    return not any(OWN in line for b in chunk.batches if b.node != ROOT for line in b.lines)
