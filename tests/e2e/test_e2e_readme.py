@@ -20,6 +20,7 @@ def commands(heading: str) -> list[str]:
     return [line.removeprefix("# ") for line in block.splitlines()]
 
 
+@pytest.mark.alone  # its commit is of what is the caller's: who wrote must be known
 @pytest.mark.timeout(180)
 def test_use_it_as_the_readme_says_ends_well_and_only_watches() -> None:
     world = World()
