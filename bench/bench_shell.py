@@ -40,6 +40,7 @@ class Place:
         (self.base / "etc").mkdir()
         people(self.world, self.base / "etc")
         self.agent = Agent(self.world, self.base / "a", {"shell": {"sessions": 4096, "transcript": True}})
+        self.agent.cold = True  # what a site runs, not one that starts with modules in memory
         (self.agent.base / "run").mkdir()
         self.agent.socket = str(self.agent.base / "run" / "s")
         self.agent.configure({"control": {"socket": self.agent.socket}})

@@ -107,6 +107,7 @@ def of_a_node(seconds: float, rounds: int) -> list[Figure]:
     out = []
     world, base = World(), Path(tempfile.mkdtemp(prefix="pact-bench-"))
     agent = Agent(world, base / "a", {})
+    agent.cold = True  # what a site runs, not one that starts with modules in memory
     try:
         agent.start()
         path = agent.file("app.conf")

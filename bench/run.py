@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # what benches share, also where this is run as ``-m bench.run``
 
 
 def load(path: Path) -> Any:
