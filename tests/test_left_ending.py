@@ -156,7 +156,7 @@ def test_it_is_owed_while_the_journal_is_lost(kit: Kit, process: int, known: boo
     [
         ({"audit": 5, "keepers_audit": 5}, False),
         ({"audit": 5}, False),
-        ({"audit": 6, "keepers_audit": 5, "login": 1000}, False),
+        ({"audit": 6, "keepers_audit": 5, "login": 1000}, True),  # a person's command as root
         ({"audit": 6, "keepers_audit": 5}, True),
         ({"audit": 6, "keepers_audit": None}, True),
     ],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.agent.client import Client
 from pact.agent.commandfiles import place_beside
 from pact.agent.commandrecords import CommandRecords
-from pact.agent.sessionfiles import owner_of_session, read_state, shown
+from pact.agent.sessionfiles import own_audit, owner_of_session, read_state, shown
 from pact.core.node.events import Caller, CommandsTold
 from pact.core.node.payloads import Executed
 from pact.core.records import rfc3339
@@ -99,14 +99,6 @@ def _host(state: Mapping[str, Any]) -> set[int]:
     return {state["pid"]} if started_at(state["pid"]) == state.get("start") != 0 else set()
 
 
-def _audit(state: Mapping[str, Any]) -> int | None:
-    """The audit session of the command; ``None``: it has none of its own. Where no login could be made for it (in most
-    containers), it is in that of its keeper, with the agent and all that whoever started them has started."""
-    audit: int | None = state["audit"]
-    own = audit != state.get("keepers_audit", audit) and state["login"] == state["uid"]
-    return audit if own else None
-
-
 def _in_audit_sessions(wanted: Iterable[int]) -> dict[int, set[int]]:
     """The processes of each audit session."""
     found: dict[int, set[int]] = {session: set() for session in wanted}
@@ -126,14 +118,14 @@ def _there(directory: str, only: Collection[str] | None = None) -> dict[str, tup
     """The commands of which processes live. The others are forgotten. ``only``: look at no others."""
     names = [name for name in _names(directory) if only is None or name in only]
     states = {name: read_state(f"{directory}/{name}{SUFFIX}") for name in names}
-    by_audit = {a for s in states.values() if s and not s.get("by_cgroup") and (a := _audit(s)) is not None}
+    by_audit = {a for s in states.values() if s and not s.get("by_cgroup") and (a := own_audit(s)) is not None}
     hosts = {name: _host(state) for name, state in states.items() if state is not None}
     of_session = _in_audit_sessions(by_audit)
     found = {}
     for name, state in states.items():
         pids = set[int]()
         if state is not None:
-            audit = None if state.get("by_cgroup") else _audit(state)
+            audit = None if state.get("by_cgroup") else own_audit(state)
             in_session = set[int]() if audit is None else of_session[audit]
             pids = _in_cgroups(state) | (in_session - hosts[name])
         if state is None or not pids:

@@ -46,6 +46,13 @@ def owner_of_session(state: Mapping[str, Any], before: Owner) -> Owner:
     return Owner(f"login:{login}:{session or ''}", before.user, login, session)
 
 
+def own_audit(state: Mapping[str, Any]) -> int | None:
+    """The audit session of what was opened; ``None``: it has none of its own. Where no login could be made for it (in
+    most containers), it is in that of its keeper, with the agent and all that whoever started them has started."""
+    audit: int | None = state["audit"]
+    return audit if audit != state.get("keepers_audit", audit) else None
+
+
 def named(owner: Owner, login: str) -> Owner:
     return Owner(owner.key, login, owner.uid, owner.session, owner.command)
 

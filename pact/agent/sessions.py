@@ -24,6 +24,7 @@ from pact.agent.sessionfiles import (
     closed_record,
     end_what_is_left,
     named,
+    own_audit,
     owner_of_session,
     read_state,
     shown,
@@ -337,8 +338,8 @@ class Sessions:
     def _keep(self, known: Known) -> None:
         self.known[known.id] = self.by_fd[known.pidfd] = known
         self._epoll.register(known.pidfd, select.EPOLLIN)
-        if known.state["audit"] is not None:
-            self.agent.watching.observers.follow(known.state["audit"])
+        if (audit := own_audit(known.state)) is not None:
+            self.agent.watching.observers.follow(audit)
 
     # -- attaching ---------------------------------------------------------------------------------------------------
 
@@ -457,8 +458,8 @@ class Sessions:
     def _close(self, known: Known) -> None:
         """Make the record, off the loop: the transcript may be long."""
         agent, limit, room = self.agent, min(TRANSCRIPT_MAX, self.agent.config.file_limit), self.agent.room()
-        if not known.commands and known.state["audit"] is not None:
-            known.commands, known.seen = agent.watching.observers.unfollow(known.state["audit"])
+        if not known.commands and (audit := own_audit(known.state)) is not None:
+            known.commands, known.seen = agent.watching.observers.unfollow(audit)
 
         def work() -> Result:
             state = read_state(state_path(self.directory, known.id)) or known.state

@@ -460,12 +460,9 @@ class RootClient:
         """Hear what has come on streams, ``most`` messages of it; returns whether there was anything. Raises PactError
         if the connection is lost."""
         heard = bool(wait_ms) and bool(self._sock.poll(wait_ms))
-        for _ in range(most):
-            try:
-                frame = self._sock.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            heard, message = True, self._message(frame)
+        while most > 0 and self.waits():
+            most -= 1
+            heard, message = True, self._message(self._sock.recv(zmq.NOBLOCK))
             if message.kind == "frames":
                 self.on_frames(message)
             elif message.kind == "sorry":

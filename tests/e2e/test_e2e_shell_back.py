@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 from harness import Agent, World, wait_until
 from terminals import ADMINS, Terminal, at_terminal, people
+
+from pact.observe import open_observers
 
 pytestmark = pytest.mark.root
 
@@ -109,3 +113,40 @@ def test_what_it_has_become_meanwhile_is_shown_before_it_is_committed(
     ann.type("all of it\r")
     assert ann.end() == 0, ann.text
     assert len(agent.records("committed")) == 1
+
+
+#: As in most containers: whoever started them has logged in, and nobody in them can make another login.
+CONTAINED = 'echo 0 > /proc/self/loginuid; exec setpriv --bounding-set=-audit_control -- "$@"'
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("contained", [True, False])
+def test_where_no_login_can_be_made_a_session_has_no_programs_of_others(
+    make_agent: Callable[..., Agent], running: Agent, contained: bool
+) -> None:
+    """Its audit session is that of the agent then, with all that runs there."""
+    with contextlib.closing(open_observers()) as observers:
+        if "connector" in " ".join(observers.notes):
+            pytest.skip("no exec events here")
+    agent = make_agent(shell={"root": ["root"]})
+    (agent.base / "run").mkdir()
+    agent.socket = str(agent.base / "run" / "s")
+    agent.configure({"control": {"socket": agent.socket}})
+    beside, go = agent.base / "beside", agent.base / "go"
+    script = f"while [ ! -e {go} ]; do sleep 0.1; done; for n in 1 2 3 4 5 6; do /bin/true; done; touch {beside}"
+    agent.before = ["nsenter", f"--net=/proc/{os.getpid()}/ns/net", "--"]  # the kernel tells of programs there alone
+    agent.before += ["sh", "-c", CONTAINED if contained else 'exec "$@"', "sh"]
+    agent.before += ["sh", "-c", f'({script}) & exec "$@"', "sh"]
+    agent.start()
+    try:
+        terminal = at_terminal(agent, "shell", "--account", "root", uid=0, groups=(0,))
+        terminal.until("root> ")
+        go.touch()
+        wait_until(beside.exists, "the others have run")
+        terminal.type("/bin/echo its own; exit\r")
+        assert terminal.end() == 0, terminal.text
+        closed = wait_until(lambda: agent.newest("session_closed"), "it is recorded")["data"]
+        assert "true" not in str(closed.get("commands")), closed
+        assert ("echo" in str(closed.get("commands"))) is not contained, closed
+    finally:
+        agent.close()
