@@ -26,9 +26,9 @@ from pact.core.tree.member import (
     Welcomed,
     caller_of,
 )
+from pact.core.tree.nodeseals import RENEW_NS, NodeSeals
 from pact.core.tree.outbox import Outbox, Read
 from pact.core.tree.parents import Parent
-from pact.core.tree.seals import RENEW_NS, NodeSeals
 from pact.core.tree.uplink import Connect, Lost, Note, Send
 from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S

@@ -8,9 +8,9 @@ import pytest
 from test_relay import AGG1, N1, N2, Bench, peer
 
 from pact.core.tree import wire
-from pact.core.tree.directory import Child
+from pact.core.tree.directory import Child, Peer
 from pact.core.tree.relay import Ended, ToChildren
-from pact.core.tree.wire import message
+from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 
 
@@ -197,3 +197,25 @@ def test_a_welcome_says_whether_the_child_was_known_on_this_connection() -> None
     assert b.hello(N1, session=3 << 20, rid=b"another")[0].head["fresh"], "over another connection"
     b.heard(b.relay.gone(b"another", b.t))
     assert b.hello(N1, session=4 << 20, rid=b"another")[0].head["fresh"], "over one that was given up"
+
+
+@pytest.mark.invariant("T16")
+def test_what_was_asked_while_this_process_stood_still_is_not_handed_on() -> None:
+    """Until everything is read that waited: its clients were told that nobody answers."""
+    b, ann = Bench(), Peer("ann", "admin", "key-ann")
+    b.relay.tick(b.t)
+    b.hello(ann)
+
+    def asks(n: int) -> list[Message]:
+        return b.say(ann, "request", {"id": n, "op": "commit", "nodes": "n1"}, b"{}")
+
+    assert not asks(1) and [up.kind for up in b.up()] == ["request"]
+    b.t += 20 * NS_PER_S
+    for n in (2, 3):
+        (said,) = asks(n)
+        assert said.kind == "result" and said.head["exit"] == 5 and "stood still for 20 s" in said.head["message"]
+        b.relay.tick(b.t, unread=True)
+    assert not b.up()
+    b.relay.tick(b.t)
+    b.t += NS_PER_S
+    assert not asks(4) and [up.kind for up in b.up()] == ["request"]

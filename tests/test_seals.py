@@ -24,7 +24,8 @@ from pact.core.root.term import Down
 from pact.core.tree import seals, wire
 from pact.core.tree.calls import Calls
 from pact.core.tree.checks import BY_SESSION, SESSION_BITS
-from pact.core.tree.seals import GRACE_NS, RENEW_NS, SEEN_MAX, SEEN_NS, Keys, NodeSeals, RootSeals
+from pact.core.tree.nodeseals import GRACE_NS, RENEW_NS, SEEN_MAX, SEEN_NS, NodeSeals
+from pact.core.tree.seals import Keys, RootSeals
 from pact.core.tree.wire import message
 from pact.errors import ConflictError, DeniedError, RemoteProtocolError
 from pact.model import NS_PER_S
@@ -82,7 +83,7 @@ class World:
         said = self.root.calls(head, b"{}", [name])
         by = self.nodes[name].caller(head, said, b"{}", 0)
         assert by is not None
-        return self.nodes[name].answer(by, head["term"], head["call"], body)
+        return self.nodes[name].answer(by.key, head["term"], head["call"], body)
 
 
 def test_two_keys_share_what_no_third_has(tmp_path: Any) -> None:

@@ -8,11 +8,22 @@ from typing import Any
 import pytest
 
 from pact.core.tree import wire
-from pact.core.tree.parents import Parent
-from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink, preference
+from pact.core.tree.parents import Parent, preference
+from pact.core.tree.uplink import (
+    SILENCE_NS,
+    STOOD_NS,
+    Connect,
+    Deliver,
+    Disconnect,
+    Lost,
+    Note,
+    Send,
+    Uplink,
+)
 from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 
+CALLER = {"user": "u", "role": "ops", "via": "cluster"}
 PARENTS = [Parent(f"tcp://a{i}:1", "k", f"r{i % 2}") for i in range(4)]
 
 
@@ -309,3 +320,27 @@ def test_stop_says_goodbye() -> None:
     effects = b.u.stop()
     assert kinds(effects) == ["goodbye"] and isinstance(effects[-1], Disconnect)
     assert b.u.next_wake_ns() is None
+
+
+@pytest.mark.invariant("T16")
+@pytest.mark.parametrize("first", ["a message", "the time"])
+def test_what_waited_while_this_process_stood_still_is_not_read(first: str) -> None:
+    """Its parent has given it up, and told whoever asked."""
+    b = Bench()
+    url = b.join()
+    call = message("call", {"call": "1.1", "op": "x", "caller": CALLER, "fence": 1, "timeout_ms": 5000})
+    assert any(isinstance(e, Deliver) for e in b.hear(url, call))
+    b.t += STOOD_NS + 1
+    out = b.hear(url, call) if first == "a message" else b.u.tick(b.t)
+    assert Disconnect(url) in out and any(isinstance(e, Lost) and "stood still" in e.why for e in out)
+    assert not any(isinstance(e, Deliver) for e in [*out, *b.hear(url, call)]) and not b.u.connected
+    assert [e for e in b.until(2, Connect) if isinstance(e, Connect)], "it looks for a parent at once"
+
+
+def test_who_does_something_every_few_seconds_stands_not_still() -> None:
+    b = Bench()
+    url = b.join()
+    for _ in range(20):
+        b.t += SILENCE_NS - 1
+        b.hear(url, message("beat", {"path": ["root1", "a"], "fence": 1, "fleet_seq": 0}))
+        assert b.u.connected

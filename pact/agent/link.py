@@ -47,8 +47,9 @@ from pact.core.tree.member import (
     Welcomed,
     refusal,
 )
+from pact.core.tree.nodeseals import NodeSeals
 from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, wait_ns, with_answer
-from pact.core.tree.seals import NodeSeals, key_id
+from pact.core.tree.seals import key_id
 from pact.core.tree.uplink import OF_LINKS, Lost, Note
 from pact.core.tree.wire import Message
 from pact.errors import (

@@ -272,6 +272,8 @@ class Aggregator:
         if self._zap_more or not self.zap.fds.isdisjoint(ready):
             self._zap_more = self.zap.drain()
         now_ns, wall_ns = boottime_ns(), time.time_ns()
+        if self.seals is not None:
+            self.seals.t_ns = now_ns
         if self.uplink is not None:
             for parent in () if self.uplink.connected else self.links.refusing():
                 log(f"{parent} does not know the key of this aggregator: it must stand in authorized_keys.toml", 3)
@@ -309,10 +311,8 @@ class Aggregator:
         if self.root is not None and (not self._router_more or now_ns - self._unread_ns >= UNREAD_MAX_NS):
             self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
 
-    _unread_ns = 0
+    _unread_ns = _auth_look_ns = _trim_ns = 0
     _under = ""
-    _auth_look_ns = 0
-    _trim_ns = 0
 
     def _drain_router(self) -> bool:
         """Handle a bounded batch of the children's messages, for a bounded time. Returns True if there may be more."""

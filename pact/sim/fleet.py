@@ -49,9 +49,10 @@ from pact.core.tree.member import (
     Welcomed,
     caller_of,
 )
+from pact.core.tree.nodeseals import NodeSeals
 from pact.core.tree.outbox import Outbox, Read, Up, wait_ns, with_answer
 from pact.core.tree.parents import Parent
-from pact.core.tree.seals import NodeSeals, key_id
+from pact.core.tree.seals import key_id
 from pact.core.tree.uplink import OF_LINKS, Connect, Disconnect, Lost, Note, Send
 from pact.core.tree.wire import Head, Message
 from pact.host.clock import boottime_ns

@@ -21,9 +21,9 @@ from pact.agent.streams import Streams
 from pact.core.node import bonds
 from pact.core.tree import wire
 from pact.core.tree.member import Calls, Member
+from pact.core.tree.nodeseals import NodeSeals
 from pact.core.tree.outbox import Outbox
 from pact.core.tree.parents import Parent
-from pact.core.tree.seals import NodeSeals
 from pact.core.tree.uplink import Send
 from pact.errors import RemoteProtocolError
 from pact.host.budget import Budget

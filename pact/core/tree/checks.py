@@ -10,6 +10,8 @@ from pact.limits import FRAME_MAX, HEAD_MAX
 SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
 #: In a session: this agent takes what is sealed for the session, and not only for its start.
 BY_SESSION: Final = 1 << (SESSION_BITS - 1)
+#: And it can tell how old a person's word is, which is sealed with the time since the session's hello.
+BY_TIME: Final = 1 << (SESSION_BITS - 2)
 NAME_MAX: Final = 253
 TEXT_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 100_000  # entries of any list or table in a head

@@ -92,8 +92,9 @@ class Clients:
             if client.child is old:
                 client.child = child
 
-    def request(self, child: Child, message: Message, rooted: bool) -> Up | Result | None:
-        """The message to send up; or the failure; or None for a client that is not below this child."""
+    def request(self, child: Child, message: Message, why: str) -> Up | Result | None:
+        """The message to send up; or the failure; or None for a client that is not below this child. ``why`` it cannot
+        be carried out now, else empty."""
         head = message.head
         if child.role == CLIENT:
             caller = {"user": child.name, "role": child.peer.role, "via": "cluster"}  # T13: from the key
@@ -111,8 +112,8 @@ class Clients:
         most = request_max(child.peer.role) if child.role == CLIENT else BODY_MAX
         if len(message.body) > most:
             return failed(child, head, f"a request of {len(message.body)} bytes; at most {most}", EXIT_USAGE)
-        if not rooted:
-            return failed(child, head, "there is no way to the root now")
+        if why:
+            return failed(child, head, why)
         if len(client.requests | client.streams.keys()) >= TREE_REQUESTS_MAX and head["id"] not in client.requests:
             return failed(child, head, f"{TREE_REQUESTS_MAX} requests are under way already")
         client.requests.add(head["id"])

@@ -17,9 +17,10 @@ import orjson
 
 from pact.core import ops
 from pact.core.tree.kept import Kept
+from pact.core.tree.nodeseals import NodeSeals, Word
 from pact.core.tree.outbox import Outbox, Read, Up
 from pact.core.tree.parents import Parent
-from pact.core.tree.seals import NodeSeals, of_one
+from pact.core.tree.seals import of_one
 from pact.core.tree.uplink import Deliver, Lost, Note, Random, Uplink
 from pact.core.tree.uplink import Effect as UplinkEffect
 from pact.core.tree.wire import Head, Message, NewHead, beside
@@ -99,9 +100,10 @@ class Calls:
         self._begun = dict.fromkeys(begun)
         self._begun_here: dict[str, None] = {}  # of what may be done again after a new start
 
-    def take(self, key: Key, op: str, *, replaced: bool = False, spent: bool = False) -> bytes | Fate:
+    def take(self, key: Key, op: str, *, replaced: bool = False, spent: bool = False, late_s: int = 0) -> bytes | Fate:
         """A call has come. ``replaced``: its root is known to be replaced by another one. ``spent``: the caller has
-        used up its share of time. Returns the answer if there is one already.
+        used up its share of time. ``late_s``: it was held back on the way for at least so long. Returns the answer if
+        there is one already.
         """
         kept = self.kept.get(key)
         if kept is not None:
@@ -114,6 +116,9 @@ class Calls:
         if op in ONCE_A_START and name_of(key) in begun:  # T14: whoever carries calls may tell one again
             why = "this was begun before, and its answer is lost; it is not done twice"
             return self.done(key, refusal(EXIT_UNREACHABLE, why, "pact log says what was done"))
+        if late_s:  # T16: whoever asked was told that there is no answer, and may have done something else since
+            why = f"it was held back for {late_s} s on the way to this node; nothing was done"
+            return self.done(key, refusal(EXIT_UNREACHABLE, why, "an aggregator that it came through stands still"))
         if spent and len(self.put_off) < RUNNING_MAX:
             return Fate.LATER
         if len(self.running) + len(self.put_off) >= RUNNING_MAX:
@@ -236,8 +241,8 @@ class Member:
         )
         self.unsealed = 0  # messages that were ignored because they had no valid seal of a root
         self._unheard = False  # a parent has welcomed this member, and the root's word about holds has not come yet
-        # Call -> the key that its root shares with this node, and the root's term.
-        self._sealer: dict[Key, tuple[bytes, str]] = {}
+        # Call -> the key that its root shares with this node and how late it first came, and the root's term.
+        self._sealer: dict[Key, tuple[Word, str]] = {}
 
     def _more(self) -> NewHead:
         return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self._wall_ns()}
@@ -367,17 +372,19 @@ class Member:
         """``spent``: the caller has used up its share of time; the call then waits in ``put_off``."""
         head = message.head
         key = (head["fence"], head["call"])
+        late_s = 0
         if self.seals is not None:
             out: list[Effect] = []
             seal = of_one(head, self.outbox.node)
-            fits = bool(seal) and self._sealed_by(self.seals, message, seal, t_ns)
+            word = self._sealed_by(self.seals, message, seal, t_ns) if seal else None
+            fits, late_s = word is not None, 0 if word is None else word.late_s
             if not self._counts(seal, fits, f"a call {head['op']!r}", out):
                 return out if seal else [*out, *self.uplink.answer(key[1], NOT_SEALED)]
             if not fits:
                 self._sealer.pop(key, None)
         # A sealed call proves by itself that its root leads.
         replaced = head["fence"] < self.uplink.fence and key not in self._sealer
-        fate = self.calls.take(key, head["op"], replaced=replaced, spent=spent)
+        fate = self.calls.take(key, head["op"], replaced=replaced, spent=spent, late_s=late_s)
         if isinstance(fate, bytes):
             return [Answered(key, fate)]
         if fate is Fate.BEGINS:
@@ -386,16 +393,19 @@ class Member:
             self.calls.put_off.append(message)
         return []
 
-    def _sealed_by(self, seals: NodeSeals, message: Message, seal: str, t_ns: int) -> bool:
-        """Whether a root has sealed this call for this start of the node; the answer is then sealed for that root."""
+    def _sealed_by(self, seals: NodeSeals, message: Message, seal: str, t_ns: int) -> Word | None:
+        """What a root has sealed for this session of the node; the answer is then sealed for that root."""
         head = message.head
-        by = seals.caller(head, seal, message.body, t_ns)
-        if by is None:
-            return False
-        self._sealer[head["fence"], head["call"]] = (by, head["term"])
+        word = seals.caller(head, seal, message.body, t_ns)
+        if word is None:
+            return None
+        key = (head["fence"], head["call"])
+        if (before := self._sealer.get(key)) is not None:  # it waited here: its caller had used up his share of time
+            word = word._replace(late_s=before[0].late_s)
+        self._sealer[key] = (word, head["term"])
         while len(self._sealer) > RUNNING_MAX + CACHED_MAX:
             del self._sealer[next(iter(self._sealer))]
-        return True
+        return word
 
     # -- what goes --------------------------------------------------------------------------------------------------
 
@@ -403,7 +413,7 @@ class Member:
         """Send a call's answer; ``events`` were just recorded, and share its frame."""
         by, seal = self._sealer.get(key), ""
         if by is not None and self.seals is not None:
-            seal = self.seals.answer(*by, key[1], body)
+            seal = self.seals.answer(by[0].key, by[1], key[1], body)
         return self.uplink.answer(key[1], body, self._sealed(events) if events is not None else None, seal)
 
     def send(self, up: Up) -> Sequence[Effect]:

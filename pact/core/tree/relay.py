@@ -23,7 +23,7 @@ from pact.core.tree.clients import Clients
 from pact.core.tree.directory import ROOT, Child, Directory, Peer, Rid, checksum, older
 from pact.core.tree.outbox import Up
 from pact.core.tree.streams import Said, Streams
-from pact.core.tree.uplink import SILENCE_NS, Note
+from pact.core.tree.uplink import SILENCE_NS, STOOD_NS, Note
 from pact.core.tree.wire import Head, Message, NewHead
 from pact.errors import LocalProtocolError
 from pact.limits import RECORD_MAX
@@ -125,6 +125,8 @@ class Relay:
         self._cut_ns: int | None = None
         self._scan_ns = 0
         self._unread_ns = 0  # since when more messages waited after every read
+        self._turned_ns = 0  # when ``tick`` was last called
+        self._late_s = 0  # what is read now waited while this process stood still for so long
         # The encoded beat that answers, and the one that asks; encoded again when their content changes.
         self._beat: bytes = b""
         self._asking: bytes = b""
@@ -215,6 +217,7 @@ class Relay:
 
     def received(self, rid: Rid, peer: Peer, message: Message, t_ns: int) -> list[Effect]:
         """A message that came with this routing id and was sent with this key."""
+        self._look_at_clock(t_ns)
         kind = message.kind
         if kind == "hello":
             if self._too_often(peer, t_ns):
@@ -232,6 +235,11 @@ class Relay:
         read = self.streams.read(child, message) if kind == "frames" else ()
         out = self._said(child, message, t_ns)
         return [*self._streamed(list(read)), *out] if read else out
+
+    def _look_at_clock(self, t_ns: int) -> None:
+        """After a stop of this process its clients' requests are old: they were told that there is no answer.  # T16"""
+        if self._turned_ns and t_ns - self._turned_ns > STOOD_NS:
+            self._late_s = (t_ns - self._turned_ns) // NS_PER_S
 
     def _said(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         kind = message.kind
@@ -478,7 +486,10 @@ class Relay:
         return out + self._on_events(child, message, t_ns) if head["batches"] else out
 
     def _on_request(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
-        what = self.clients.request(child, message, self.rooted)
+        why = "" if self.rooted else "there is no way to the root now"
+        if self._late_s:
+            why = f"this aggregator stood still for {self._late_s} s, and what was asked meanwhile is not done"
+        what = self.clients.request(child, message, why)
         if what is None:
             return self._violation(child.name, "a request of a client that is not below it", t_ns)
         if not isinstance(what, Up):
@@ -798,6 +809,8 @@ class Relay:
         if self._cut_ns is not None and t_ns >= self._cut_ns + SILENCE_NS:
             out += self._dismiss(t_ns)
         self._unread_ns = 0 if not unread else self._unread_ns or t_ns
+        self._look_at_clock(t_ns)
+        self._turned_ns, self._late_s = t_ns, self._late_s if unread else 0
         if t_ns >= self._scan_ns and (not unread or t_ns - self._unread_ns >= UNREAD_MAX_NS):
             self._scan_ns = t_ns + SCAN_NS
             for rid in [c.rid for c in self.tree.children.values() if t_ns - c.heard_ns >= SILENCE_NS]:

@@ -14,19 +14,18 @@ from __future__ import annotations
 import hmac
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from pact.core.tree.checks import BY_SESSION, SESSION_BITS
+from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
 from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
-    from pact.core.tree.outbox import Up
+    pass
 
 SEAL_BYTES: Final = 15
 SEAL_CHARS: Final = 20
@@ -34,14 +33,9 @@ SEAL_CHARS: Final = 20
 SHORT: Final = 240
 ID_CHARS: Final = 8
 ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
-TERMS_MAX: Final = 64
-SEEN_MAX: Final = 8_000  # fewer than the once-only calls that an agent remembers
-SEEN_NS: Final = 3_660 * NS_PER_S  # longer than any question stays open
-#: So often a node says hello again, under a new session: what was sealed for an earlier one no longer counts after
-#: ``GRACE_NS``, in which the root hears of the new one. What is held back longer than both together is refused.
-RENEW_NS: Final = 600 * NS_PER_S
-GRACE_NS: Final = 300 * NS_PER_S
-SPOKEN_MAX: Final = 64
+#: A person's word is sealed with the time since the node's hello reached the root, in such steps. The node counts from
+#: when it said it: so it knows how long a word was on its way at most, and neither compares a clock with the other's.
+STEP_NS: Final = 10 * NS_PER_S
 NONE: Final = "A" * SEAL_CHARS  # in a row of seals: this name has none
 
 HELLO: Final = b"H"
@@ -137,6 +131,12 @@ def of_call(head: Head, body: bytes | memoryview) -> bytes:
     )
 
 
+def dated(head: Head) -> bool:
+    """Whether this call is a person's word, which counts only while the person waits for it. What a root says of its
+    own accord (to members of a group) is repeated until it is done, and may be late."""
+    return bool(head["caller"]["role"] != "agent")
+
+
 def start_bytes(session: int) -> bytes:
     """The bytes that stand for a start in a seal."""
     return start_of(session).to_bytes(8, "big")
@@ -145,6 +145,11 @@ def start_bytes(session: int) -> bytes:
 def bound_to(session: int) -> bytes:
     """The bytes in a seal that bind it to a node's session; an agent of the last version knows its start only."""
     return session.to_bytes(8, "big") if session & BY_SESSION else start_bytes(session)
+
+
+def age_bytes(steps: int) -> bytes:
+    """The bytes in the seal of a person's word that tell when it was said."""
+    return b"@" + steps.to_bytes(4, "big")
 
 
 def of_answer(term: str, call: str, body: bytes | memoryview) -> bytes:
@@ -188,131 +193,6 @@ def of_one(head: Head, name: str) -> str:
     return "" if row == NONE else str(row)
 
 
-# -- the node's side ------------------------------------------------------------------------------------------------
-
-
-class NodeSeals:
-    """``keys``: for each root that may lead, its key's id and the key shared with it. ``required``: messages without a
-    seal do not count. ``session``: any of this start of the agent. The owner keeps ``t_ns`` up to date.
-    """
-
-    def __init__(self, keys: Mapping[str, Key], session: int, *, required: bool) -> None:
-        self.keys = dict(keys)
-        self.required = required
-        self._start = start_bytes(session)
-        self._spoken: deque[tuple[int, int]] = deque(maxlen=SPOKEN_MAX)  # each session, and when its hello was made
-        self._by_session = False  # the present root seals for sessions: what is sealed for the start alone is old
-        self.t_ns = 0
-        self._term: tuple[int, str] = (-1, "")  # fence and term of the latest root
-        self._key: Key = b""  # shared with that root
-        self._past: dict[tuple[int, str], None] = {}
-        self._seen: dict[str, int] = {}  # calls of this term -> when each first came
-        self._floor = 0  # calls of this term up to this number were forgotten
-
-    def spoke(self, session: int) -> None:
-        """A hello is made, now. The sessions before it end after a while."""
-        self._spoken.append((session, self.t_ns))
-
-    def renew_ns(self) -> int | None:
-        """When the next hello is due, if there was any."""
-        return self._spoken[-1][1] + RENEW_NS if self._spoken else None
-
-    def _bounds(self, term: tuple[int, str]) -> Iterator[bytes]:
-        """What a seal for this node may be bound to now, the newest session first."""
-        following_ns = self.t_ns
-        for session, spoken_ns in reversed(self._spoken):
-            if following_ns + GRACE_NS < self.t_ns:
-                break
-            yield bound_to(session)
-            following_ns = spoken_ns
-        if not self._by_session or term != self._term:
-            yield self._start
-
-    def proof(self, session: int, incarnation: str, seq: int, wall_ns: int) -> str:
-        """For a hello: proves that it is the node's own word, for this connection."""
-        return for_each(self.keys, of_hello(session, incarnation, seq, wall_ns))
-
-    def events(self, row: Sequence[Any], lines: bytes) -> str:
-        """For a batch of records. Whichever root leads when it arrives can check it."""
-        return for_each(self.keys, of_events(row, lines))
-
-    def answer(self, key: Key, term: str, call: str, body: bytes) -> str:
-        return text(seal(key, of_answer(term, call, body)))
-
-    def caller(self, head: Head, said: str, body: bytes | memoryview, t_ns: int) -> Key | None:
-        """The key of the root that sealed this call for this session of this node; else None. A root repeats a call for
-        an hour at most; an older call does not count.
-        """
-        self.t_ns = max(self.t_ns, t_ns)
-        key = self._for_me(of_call(head, body), head["fence"], head["term"], said)
-        return key if key is not None and self._fresh(head["call"], t_ns) else None
-
-    def _fresh(self, call: str, t_ns: int) -> bool:
-        seen = self._seen
-        while seen and (len(seen) > SEEN_MAX or seen[next(iter(seen))] + SEEN_NS < t_ns):
-            oldest = next(iter(seen))
-            self._floor = max(self._floor, _count(oldest))
-            del seen[oldest]
-        if call in seen:
-            return True
-        if _count(call) <= self._floor:
-            return False
-        seen[call] = t_ns
-        return True
-
-    def sealed(self, up: Up) -> Up:
-        """Records on their way up, sealed for every root that they may reach."""
-        if up.kind != "events":
-            return up
-        return up._replace(head={**up.head, "seals": [self.events(up.head["batches"][0], up.body)]})
-
-    def acked(self, fence: int, term: str, cursor: Sequence[Any], said: str) -> bool:
-        """Whether the root that leads, as far as this node knows, sealed this acknowledgement."""
-        return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
-
-    def told(self, fleet: Head, term: str, said: str) -> bool:
-        """Whether these holds were sealed for this session of this node."""
-        return self._for_me(of_fleet(term, fleet), fleet["fence"], term, said) is not None
-
-    def _for_me(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
-        for bound in self._bounds((fence, term)):
-            key = self._of(what + bound, fence, term, said)
-            if key is not None:
-                self._by_session |= bound != self._start
-                return key
-        return None
-
-    def _of(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
-        """The key with which ``what`` was sealed. Nothing that a replaced root sends counts."""
-        this = (fence, term)
-        if len(said) != SEAL_CHARS or this in self._past:
-            return None
-        if this == self._term:
-            return self._key if fits(self._key, what, said) else None
-        for key in self.keys.values():
-            if fits(key, what, said):
-                if fence < self._term[0]:
-                    return None
-                self._follow(this, key)
-                return key
-        return None
-
-    def _follow(self, term: tuple[int, str], key: Key) -> None:
-        if self._term[0] >= 0:
-            self._past[self._term] = None
-            if len(self._past) > TERMS_MAX:
-                del self._past[next(iter(self._past))]
-        self._term, self._key = term, key
-        self._seen, self._floor = {}, 0
-        self._by_session = False
-
-
-def _count(call: str) -> int:
-    """The number of a call in its term; call ids have the form ``FENCE.N``."""
-    digits = call.rpartition(".")[2]
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
-
-
 # -- the root's side ------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +215,11 @@ class _Known(NamedTuple):
     seq: int
     wall_ns: int
     bound: bytes
+    heard_ns: int  # when this session's hello first came
+
+    def age(self, t_ns: int) -> bytes:
+        """What dates a person's word that is said to it now."""
+        return age_bytes((t_ns - self.heard_ns) // STEP_NS) if self.session & BY_TIME else b""
 
 
 class Keys(Protocol):
@@ -358,6 +243,7 @@ class RootSeals:
         self.keys = keys
         self.required = required
         self.term, self.fence = "", 0
+        self.t_ns = 0  # the owner keeps it up to date
         self._known: dict[str, _Known] = {}
 
     def begin(self, term: str, fence: int) -> None:
@@ -393,7 +279,9 @@ class RootSeals:
             if key and fits(key, what, said):
                 if here and not direct and known is not None and _earlier(session, seen, known):
                     return False
-                self._known[name] = _Known(public, key, session, *seen[1:], bound_to(session))
+                again = known is not None and (known.public, known.session) == (public, session)
+                heard_ns = known.heard_ns if known is not None and again else self.t_ns
+                self._known[name] = _Known(public, key, session, *seen[1:], bound_to(session), heard_ns)
                 return True
         return False
 
@@ -405,12 +293,17 @@ class RootSeals:
         rows = [known.get(n) for n in names]
         if not any(rows):
             return ""
-        none = bytes(SEAL_BYTES)
+        none, t_ns = bytes(SEAL_BYTES), self.t_ns
+        whats = (
+            [what + k.bound + k.age(t_ns) if k is not None else b"" for k in rows]
+            if dated(head)
+            else [what + k.bound if k is not None else b"" for k in rows]
+        )
         return text(
             b"".join(
                 [
-                    blake2b(what + k.bound, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none
-                    for k in rows
+                    blake2b(said, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none
+                    for said, k in zip(whats, rows, strict=True)
                 ]
             )
         )

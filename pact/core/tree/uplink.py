@@ -11,15 +11,14 @@ Randomness comes in as an object (``uniform``), time as integers.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.phases import OPEN
 from pact.core.tree import wire
-from pact.core.tree.checks import BY_SESSION, SESSION_BITS
+from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
 from pact.core.tree.outbox import Up
-from pact.core.tree.parents import Parent
+from pact.core.tree.parents import Parent, preference
 from pact.core.tree.wire import Head, Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
@@ -29,6 +28,8 @@ BEAT_NS: Final = 2 * NS_PER_S  # how often the parent asks
 # A child that was not asked for this long asks the parent, while there is time for an answer.
 OWN_BEAT_NS: Final = 3 * BEAT_NS // 2
 SILENCE_NS: Final = 6 * NS_PER_S
+#: A process that did nothing for so long was given up by its parent, and whoever asked something was told so.
+STOOD_NS: Final = SILENCE_NS + NS_PER_S
 AT_WORK_NS: Final = 2 * BEAT_NS
 AT_WORK: Final = frozenset({"call", "ack"})  # messages that show both sides that the other is alive
 PATIENCE_NS: Final = 3 * NS_PER_S // 2
@@ -96,18 +97,6 @@ Effect = Connect | Disconnect | Send | Deliver | Lost | Note
 OF_LINKS: Final = (Connect, Disconnect, Send)
 
 
-def preference(name: str, rack: str, parents: Sequence[Parent]) -> list[Parent]:
-    """Rendezvous hashing, with parents of the same rack first: every child has its own order, and when a parent is
-    gone, only its own children move.
-    """
-
-    def rank(parent: Parent) -> tuple[bool, bytes]:
-        other = not (rack and parent.rack == rack)
-        return other, hashlib.sha256(f"{name}\0{parent.url}".encode()).digest()
-
-    return sorted(parents, key=rank)
-
-
 @dataclass(slots=True)
 class _Link:
     parent: Parent
@@ -151,7 +140,7 @@ class Uplink:
         self.fleet: tuple[int, int] = (0, 0)  # fence and number of the newest fleet table that came
         self.fence = 0
         self._rng = rng
-        self._session = session >> SESSION_BITS << SESSION_BITS | (BY_SESSION if prove is not None else 0)
+        self._session = session >> SESSION_BITS << SESSION_BITS | (BY_SESSION | BY_TIME if prove is not None else 0)
         self._count = 0
         self._more = more
         self._unfinished = unfinished
@@ -174,6 +163,7 @@ class Uplink:
         self._ask_ns = 0
         self._asked: list[list[Any]] | None = None  # what was unfinished at the last look
         self._asks = 0
+        self._turned_ns = 0  # when there was last something to do
         self.since_ns = 0
         self._stopped = False
 
@@ -238,7 +228,7 @@ class Uplink:
     # -- time ---------------------------------------------------------------------------------------------------
 
     def tick(self, t_ns: int) -> list[Effect]:
-        out: list[Effect] = []
+        out = self._stood_still(t_ns)
         if self._stopped:
             return out
         active, trying = self._active, self._trying
@@ -319,7 +309,7 @@ class Uplink:
             link = self._links[parent.url] = _Link(parent, t_ns, t_ns)
             out.append(Connect(parent))
         self._trying, link.hello_ns = link, t_ns
-        self._count = (self._count + 1) % BY_SESSION
+        self._count = (self._count + 1) % BY_TIME
         head = {
             "v": wire.VERSION,
             "role": self.role,
@@ -394,10 +384,20 @@ class Uplink:
         self._next_try_ns = t_ns + int(self._rng.uniform(0, MOVE_JITTER_NS))
         return [*out, Lost(why)]
 
+    def _stood_still(self, t_ns: int) -> list[Effect]:
+        """After a stop of this process (SIGSTOP, a paused machine) what waits in the connection is old: whoever asked
+        for it was told that there is no answer, and may have done something else since. It is not read.  # T16"""
+        stood_ns, self._turned_ns = t_ns - self._turned_ns, t_ns
+        if self._active is None or stood_ns <= STOOD_NS:
+            return []
+        return self._lose(self._active, f"this process stood still for {stood_ns // NS_PER_S} s", t_ns, 0)
+
     # -- what comes ---------------------------------------------------------------------------------------------
 
     def received(self, parent: str, message: Message, t_ns: int) -> list[Effect]:
         """A message that came over the connection to ``parent`` (its url)."""
+        if out := self._stood_still(t_ns):
+            return out
         link = self._links.get(parent)
         if link is None or self._stopped:
             return []  # from a connection that was given up

@@ -1,0 +1,145 @@
+"""How old a person's word is: a node knows it without a clock that both ends share.  # T16"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_seals import World
+
+from pact.core.root.envelope import PACT
+from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
+from pact.core.tree.member import Answered, CarryOut, Member
+from pact.core.tree.member import Calls as NodeCalls
+from pact.core.tree.outbox import Outbox
+from pact.core.tree.parents import Parent
+from pact.core.tree.wire import message
+from pact.model import NS_PER_S
+
+pytestmark = pytest.mark.invariant("T16")
+ROOTS_CLOCK_NS = 10**17  # nobody compares it with a node's
+
+
+class Dated(World):
+    """``at``: it is so many seconds after the beginning, at both ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at(0)
+        self.hello(1)
+
+    def at(self, s: float) -> int:
+        self.t_ns = int(s * NS_PER_S)
+        self.root.t_ns = self.t_ns + ROOTS_CLOCK_NS
+        for node in self.nodes.values():
+            node.t_ns = self.t_ns
+        return self.t_ns
+
+    def hello(self, count: int, *, heard: bool = True) -> None:
+        session = 7 << SESSION_BITS | BY_SESSION | BY_TIME | count
+        self.nodes["n0"].spoke(session)
+        if heard:
+            assert self.admit("n0", session, wall_ns=9 + count)
+
+    def said(self, n: int, **more: Any) -> tuple[dict[str, Any], str]:
+        head = {**self.head(n), **more}
+        return head, self.root.calls(head, b"{}", ["n0"])
+
+    def late_s(self, said: tuple[dict[str, Any], str]) -> int | None:
+        """``None``: it does not count at all."""
+        word = self.nodes["n0"].caller(*said, b"{}", self.t_ns)
+        return None if word is None else word.late_s
+
+
+@given(spoken=st.floats(0, 590), held=st.floats(0, 290))
+def test_a_node_knows_how_long_a_person_s_word_was_held_back(spoken: float, held: float) -> None:
+    w = Dated()
+    w.at(spoken)
+    said = w.said(1)
+    w.at(spoken + held)
+    late_s = w.late_s(said)
+    assert late_s is not None
+    if held <= 30:
+        assert late_s == 0
+    elif held >= 40:
+        assert held - 10 <= late_s <= held + 10
+
+
+def test_what_a_root_says_of_its_own_accord_may_come_late() -> None:
+    """It is repeated until it is done, and is no less true then."""
+    w = Dated()
+    said = w.said(1, caller=PACT.to_json())
+    w.at(500)
+    assert w.late_s(said) == 0
+
+
+def test_a_slow_hello_makes_no_word_late_and_a_very_slow_one_is_said_anew() -> None:
+    w = Dated()
+    w.at(100)
+    w.hello(2, heard=False)
+    for on_its_way, late in ((25, False), (200, True)):
+        w.at(100 + on_its_way)
+        assert w.admit("n0", 7 << SESSION_BITS | BY_SESSION | BY_TIME | 2, wall_ns=11)
+        w.root._known.clear() if not late else None
+        assert bool(w.late_s(w.said(on_its_way))) is late
+        assert w.nodes["n0"].renew_ns() == (300 if late else 700) * NS_PER_S
+    w.at(300)
+    w.hello(3)
+    assert w.late_s(w.said(1000)) == 0 and w.nodes["n0"].renew_ns() == 900 * NS_PER_S
+
+
+@pytest.mark.parametrize("stood_s", [5, 100])
+def test_a_node_whose_clock_stood_still_takes_what_is_said_after(stood_s: float) -> None:
+    w = Dated()
+    w.at(20)
+    w.root.t_ns += stood_s * NS_PER_S
+    assert w.late_s(w.said(1)) == 0
+
+
+def test_a_new_root_is_heard_at_once_and_asked_to_date_its_words() -> None:
+    """It knows no hello's time but its own."""
+    w = Dated()
+    assert w.late_s(w.said(1)) == 0
+    w.at(400)
+    w.root.begin("term2", 6)
+    w.root._known.clear()
+    assert w.admit("n0", 7 << SESSION_BITS | BY_SESSION | BY_TIME | 1, wall_ns=10)
+    later = {"fence": 6, "term": "term2"}
+    first = w.said(2, call="6.1", **later)
+    w.at(410)
+    assert w.late_s(first) == 0
+    assert w.nodes["n0"].renew_ns() == w.t_ns, "now"
+    w.hello(2)
+    held = w.said(3, call="6.2", **later)
+    assert w.late_s(held) == 0
+    w.at(530)
+    assert (w.late_s(held) or 0) >= 100
+
+
+def test_a_call_that_is_told_twice_is_as_late_as_the_first_time() -> None:
+    """What waits at the node, because its caller has used up his share of time, has come in time."""
+    w = Dated()
+    made = Member(
+        Outbox("n0", "i", newest=0),
+        [Parent("p", "k")],
+        random.Random(1),
+        session=7 << SESSION_BITS,
+        version="",
+        rack="",
+        wall_ns=lambda: 0,
+        unfinished=tuple,
+        calls=NodeCalls(),
+        seals=w.nodes["n0"],
+    )
+    in_time, late = (
+        message("call", {**h, "nodes": ["n0"], "seals": s, "timeout_ms": 1}, b"{}") for h, s in map(w.said, (1, 2))
+    )
+    assert made.call(in_time, w.t_ns, spent=True) == []
+    w.at(200)
+    (said,) = made.call(late, w.t_ns)
+    assert isinstance(said, Answered) and b"held back for 200 s" in said.body and b"nothing was done" in said.body
+    (said,) = made.call(in_time, w.t_ns)
+    assert isinstance(said, CarryOut)
