@@ -135,7 +135,7 @@ def test_a_change_that_is_named_thousands_of_times_is_gone_through_once(
             return super().__iter__()
 
     monkeypatch.setattr(change, "members", Members(change.members))
-    assert len(views.diff_ids(agent.node, [change.id] * 9_000)) == FILES
+    assert len(views.diff_ids(agent.node, VIEWER, [change.id] * 9_000)) == FILES
     assert len(began) == 1
 
 

@@ -41,7 +41,7 @@ HEAD: Final = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"reso
 def gather(tellers: Tellers, slices: Slices, client: Client, token: int, targets: Sequence[str]) -> Iterator[bool]:
     """Gather step by step; each step is short. True: a piece is being written, and the next step is for when the client
     has read it. Raises UsageError for an unknown target."""
-    ids = views.diff_ids(tellers.agent.node, targets)
+    ids = views.diff_ids(tellers.agent.node, client.caller, targets)
     return _gather(Answer(tellers, slices, client, token), frozenset(targets), ids)
 
 
@@ -70,7 +70,7 @@ def _gather(answer: Answer, targets: Collection[str], ids: list[str]) -> Iterato
     unknown = sorted(r for r in agent.unrecorded if r not in state.member_of and (not targets or r in targets))
     rest: dict[str, Any] = {"untracked": new, "untracked_count": tracked.count(agent.node)}
     if unknown:
-        rest["unrecorded"] = unknown
+        rest["unrecorded"] = unknown if client.admin else agent.veil.unnamed(unknown, agent.node.closed_names())
     answer.write(found, rest)
 
 

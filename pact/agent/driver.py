@@ -507,7 +507,8 @@ class Driver:
         client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
 
     def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "", hint: str = "") -> None:
-        client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": hint, "result": result})
+        said = {"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": hint, "result": result}
+        client.send(said if client.admin else self.veil.unnamed(said, self.node.closed_names()))
 
     def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
         """The work; if it fails, the client gets the error."""

@@ -285,7 +285,8 @@ def content(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int, resou
         yield answered(_transcript(record, admin, blobs))
         return
     saves = record.data.get("saves", {})
-    kept = {r: s for r, s in saves.items() if s.get("sha256")}
+    unknown = () if admin else frozenset(record.data.get("closed", ()))  # names that only administrators see  # S2
+    kept = {r: s for r, s in saves.items() if s.get("sha256") and r not in unknown}
     if resource is None:
         if len(kept) != 1:
             some = ", ".join(sorted(kept)[:KEPT_SHOWN])

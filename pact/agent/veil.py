@@ -20,6 +20,7 @@ import orjson
 
 from pact.agent.consumers import started_at
 from pact.core import strict
+from pact.core.node.closed import Names
 from pact.core.node.events import Caller
 from pact.core.records import SALT, not_for_all
 from pact.model import Actor, Attrs, Owner, split_id
@@ -135,6 +136,15 @@ class Veil:
         text = f"{resource}\0{digest}".encode("utf-8", "surrogatepass")
         return KEYED + blake2b(text, digest_size=32, key=self._key, person=b"pact content").hexdigest()
 
+    def unnamed(self, value: Any, names: Names) -> Any:
+        """A record or an answer with something else in the place of these names: equal for the same name on this node,
+        so that one can follow what becomes of it."""
+        return names.replaced(value, self._stand_in) if names else value
+
+    def _stand_in(self, resource: str) -> str:
+        name = blake2b(resource.encode(errors="surrogatepass"), digest_size=6, key=self._key, person=b"pact name")
+        return f"{resource.partition(':')[0]}:{HIDDEN} {name.hexdigest()}"
+
     def attrs(self, resource: str, attrs: Attrs | None, *, secret: bool | None = None) -> Attrs | None:
         """Attributes in the form for callers who are not admins. ``secret``: whether the content is secret, if that is
         known."""
@@ -173,7 +183,7 @@ class Veil:
         """
         found = _Secrets()
         found.look(value, "")
-        return self._masked(value, caller, found, "", False)
+        return self.unnamed(self._masked(value, caller, found, "", False), Names(found.closed))
 
     def told(self, message: str, result: Any) -> str:
         """The message of an answer, without what is left out of its result."""
@@ -268,6 +278,7 @@ class _Secrets:
 
     def __init__(self) -> None:
         self.resources: set[str] = set()
+        self.closed: list[str] = []  # names that a record says are hidden
         self._words: set[str] = set()
         self._reachable: dict[str, bool] = {}
 
@@ -279,6 +290,8 @@ class _Secrets:
             if isinstance(source := value.get("source"), str):
                 self._quote(source_secrets(source))
             self._quote(s for o in options_in(value) for s in option_secrets(o))
+            if isinstance(closed := value.get("closed"), list):
+                self.closed += [r for r in closed if isinstance(r, str)]
             for key, item in value.items():
                 if isinstance(item, dict | list | tuple) and item and key not in _PLAIN:
                     self.look(item, _id_in(key) or resource)

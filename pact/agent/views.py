@@ -219,19 +219,20 @@ def holders_for(caller: Caller, holders: Iterable[Holder]) -> list[dict[str, Any
 # -- diff -----------------------------------------------------------------------------------------------------------
 
 
-def diff_ids(node: Node, targets: Collection[str]) -> list[str]:
-    """The resources of a diff. Raises UsageError for a target that is neither a change nor declared."""
-    state = node.state
+def diff_ids(node: Node, caller: Caller, targets: Collection[str]) -> list[str]:
+    """The resources of a diff. Raises UsageError for a target that is neither a change nor declared, or whose name the
+    caller may not know."""
+    state, admin = node.state, caller.actor.role == "admin"
     if not targets:
         return list(state.member_of)
     wanted: dict[str, None] = {}
     for target in dict.fromkeys(targets):  # a change that is named a thousand times is gone through once
         if target in state.changes:
             wanted.update(dict.fromkeys(state.changes[target].members))
-        elif target in state:
+        elif target in state and (admin or target not in state.closed):
             if target in state.member_of:
                 wanted[target] = None
-        elif tracked.known(node, target) is None:
+        elif (new := tracked.known(node, target)) is None or not (admin or not new.actual.get("secret")):
             raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
     return list(wanted)
 
@@ -262,30 +263,29 @@ def differing(node: Node, caller: Caller, veil: Veil, resource: str) -> Differin
     member = change.members[resource]
     kind_name, _ = split_id(resource)
     admin = caller.actor.role == "admin"
-    hide = not admin and (is_secret(resource, declared.attrs) or KINDS[kind_name].secret(member.actual))
+    secret = is_secret(resource, declared.attrs) or KINDS[kind_name].secret(member.actual)
+    hide = not admin and (secret or resource in state.closed)
 
     def shown(attrs: Attrs | None) -> Attrs | None:
         return attrs if admin else veil.attrs(resource, attrs, secret=hide)
 
     owner = change.owner
-    return Differing(
-        {
-            "id": resource,
-            "kind": kind_name,
-            "declared": shown(declared.attrs),
-            "actual": shown(member.actual),
-            "deviation": member.deviation_n / BILLION,
-            "change": change.id,
-            "owner": owner_json(owner, caller, member.command),
-            "also": also_of(caller, [member]),
-            "moved_with": member.moved_with or None,
-            "seen": member.seen,
-            "diff": None,
-            **({"hidden": True} if hide else {}),
-        },
-        declared.attrs,
-        member.actual,
-    )
+    entry = {
+        "id": resource,
+        "kind": kind_name,
+        "declared": shown(declared.attrs),
+        "actual": shown(member.actual),
+        "deviation": member.deviation_n / BILLION,
+        "change": change.id,
+        "owner": owner_json(owner, caller, member.command),
+        "also": also_of(caller, [member]),
+        "moved_with": member.moved_with or None,
+        "seen": member.seen,
+        "diff": None,
+        **({"hidden": True} if hide else {}),
+    }
+    entry = entry if admin else veil.unnamed(entry, node.closed_names())
+    return Differing(entry, declared.attrs, member.actual)
 
 
 def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs: Blobs, name: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pact.core.node import change as life
 from pact.core.node import fold, payloads, writers
 from pact.core.node.change import Change
+from pact.core.node.closed import Names
 from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, Reply
 from pact.core.node.jobs import Job, W, Waiting
 from pact.core.node.pace import Pace
@@ -102,6 +103,8 @@ class Ledger:
         self.owed_at: tuple[int, ...] = ()  # when it was last asked who must still be told
         self.t_ns = self.state.t_ns
         self.wall_ns = 0
+        self.named: frozenset[str] = frozenset()  # names in records of this step that only administrators see
+        self._names = (self.named, Names())
         self._time = (0, rfc3339(0))  # the time of records: consecutive records share it
         self.jobs_numbered = jobs_from
         self._key = key
@@ -133,6 +136,10 @@ class Ledger:
         """Append a record with this payload, and fold it in."""
         self.moved = True
         data = payload.to_data()
+        # S2; what was refused was named by who asked, and must not tell him whether he has guessed well
+        if not isinstance(payload, payloads.Denied) and (found := self.closed_names().within(data)):
+            self.named |= found
+            data["closed"] = sorted({*found, *data.get("closed", ())})
         if actor.call:  # T12
             data["call"] = actor.call
         if self._time[0] != self.wall_ns:
@@ -151,6 +158,13 @@ class Ledger:
         )
         self.effects.append(AppendRecord(record, body))
         fold.apply(self.state, record)
+
+    def closed_names(self) -> Names:
+        """What is hidden in an answer now: things in closed directories, also those that this step has settled."""
+        closed = self.state.closed | self.named
+        if closed != self._names[0]:
+            self._names = (closed, Names(closed))
+        return self._names[1]
 
     def job(self, kind: str, caller: Caller, work: W, **fields: Any) -> Job[W]:
         self.jobs_numbered += 1

@@ -150,8 +150,7 @@ class LossAccepted(Payload):
 class Declared(Payload):
     """``members``: the deviation of members of changes against the new value. ``taken``: members that leave their
     change. ``enforced``: resources declared absent because they are new below an enforced pattern, with their owners.
-    ``part``: the number of this record, and how many records together are one decision.
-    """
+    ``closed``: those of them whose names only administrators see."""
 
     resources: Mapping[str, Value]
     cause: str = always("")
@@ -161,6 +160,7 @@ class Declared(Payload):
     sources: Sequence[str] | None = None
     to_seq: int | None = None
     enforced: Mapping[str, Owner] = NOTHING
+    closed: Sequence[str] = ()
     saves: Mapping[str, Saved] = NOTHING
     notes: Sequence[str] = ()
     part: Sequence[int] = ()

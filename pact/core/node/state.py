@@ -130,6 +130,7 @@ class State:
         self.untracked_of: dict[str, int] = {}  # owner -> number of untracked things
         self.commands: dict[int, Command] = {}  # by record: commands of exec whose end is not on record
         self.enforced: dict[str, Owner] = {}  # resource declared absent because it is new -> its owner
+        self.closed: frozenset[str] = frozenset()  # those of them whose names only administrators see  # S2
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
         # Drift, settings, and the window computed from them.
@@ -293,6 +294,8 @@ class State:
         self._decoded.pop(resource, None)
         self.drop_untracked(resource)
         self.enforced.pop(resource, None)
+        if resource in self.closed:
+            self.closed -= {resource}
         if value is None:
             self.telling.pop(resource, None)
             self._declared.pop(resource, None)
@@ -450,11 +453,13 @@ class State:
                 table.append(u.owner.to_json())
             rows.append([resource, owners[key], u.seen, u.actual])
         enforced = {r: o.to_json() for r, o in self.enforced.items()}
-        return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": enforced}
+        closed = {"closed": sorted(self.closed)} if self.closed else {}
+        return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": enforced, **closed}
 
     def _load_tracked(self, data: JsonRead) -> None:
         self.tracked = dict(data.get("patterns", {}))
         self.enforced = {r: Owner.from_json(o) for r, o in data.get("enforced", {}).items()}
+        self.closed = frozenset(data.get("closed", ()))
         owners = [Owner.from_json(o) for o in data.get("owners", ())]
         for resource, n, seen, actual in data.get("untracked", ()):
             self.untracked[resource] = Untracked(owners[n], seen, actual)
@@ -470,7 +475,7 @@ class State:
         owners = [u.owner.key for u in self.untracked.values()]
         assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
-        assert self._declared.keys() >= self.telling.keys()
+        assert self._declared.keys() >= self.telling.keys() and self.enforced.keys() >= self.closed
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
         for change in self.changes.values():
             assert change.sum_n == sum(square(m.weight_n, m.deviation_n) for m in change.members.values())

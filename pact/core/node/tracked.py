@@ -239,14 +239,16 @@ def _enforce(node: Desk, found: Sequence[tuple[str, Untracked]]) -> list[str]:
     if left and not pace.crowded:
         pace.crowded, pace.weighed_ns = True, node.t_ns
     for piece in in_pieces(taken):
-        declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
+        declare_absent(node, dict(piece), "new below an enforced pattern")
         node.recheck([r for r, _ in piece])
     return left
 
 
-def declare_absent(node: Desk, owners: Mapping[str, Owner], cause: str) -> None:
+def declare_absent(node: Desk, found: Mapping[str, Untracked], cause: str) -> None:
     absent = Declared(None).to_json()
-    node.record(payloads.Declared(resources=dict.fromkeys(owners, absent), enforced=dict(owners), cause=cause))
+    owners = {r: u.owner for r, u in found.items()}
+    closed = [r for r, u in found.items() if u.actual.get("secret")]
+    node.record(payloads.Declared(resources=dict.fromkeys(owners, absent), enforced=owners, cause=cause, closed=closed))
     for resource in owners:
         node.pace.drop(resource)
         node.pace.leaving.pop(resource, None)

@@ -29,7 +29,7 @@ def split(
     access.require(caller, "ops", what)  # before any record is made for the request
     flush(node, everything=True)
     untracked = node.state.untracked
-    targets = [r for t in names for r in _meant(node, t)]
+    targets = [r for t in names for r in _meant(node, caller, t)]
     named = [t for t in dict.fromkeys(targets) if t in untracked]
     if named:
         for resource in named:
@@ -46,12 +46,18 @@ def split(
     return (names if has_change or not mine else None), mine
 
 
-def _meant(node: Desk, target: str) -> list[str]:
-    """A pattern means the untracked things that match it; any other text means itself."""
+def _meant(node: Desk, caller: Caller, target: str) -> list[str]:
+    """A pattern means the untracked things that match it; any other text means itself. Things in closed directories
+    that the caller may not settle are passed over: a refusal would name them.  # S2"""
     state = node.state
     if target in state or target in state.untracked or not any(c in target for c in "*?["):
         return [target]
-    return [r for r in state.untracked if node.rules.matches(target, r)] or [target]
+    return [r for r in state.untracked if node.rules.matches(target, r) and _may_name(node, caller, r)] or [target]
+
+
+def _may_name(node: Desk, caller: Caller, resource: str) -> bool:
+    untracked = node.state.untracked[resource]
+    return not untracked.actual.get("secret") or access.may_settle_of(caller, untracked.owner)
 
 
 def owner_of(node: Desk, resource: str) -> Owner:
@@ -189,7 +195,7 @@ def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
         return
     owner, cid = owner_of(node, ids[0]), node.new_change_id()
     closed = {r for r in ids if state.untracked[r].actual.get("secret")}
-    declare_absent(node, {r: state.untracked[r].owner for r in ids}, "rolled back by name")
+    declare_absent(node, {r: state.untracked[r] for r in ids}, "rolled back by name")
     for resource in ids:
         actual = _attrs(seen.get(resource))
         declared = state.declared(resource)
