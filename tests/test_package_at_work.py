@@ -249,6 +249,16 @@ def test_the_reason_of_a_failure_is_one_line_without_control_characters() -> Non
     assert len(package_tool.Ended(7, "", "x" * 9000).why("apt")) <= package_tool.LINE_MAX
 
 
+@pytest.mark.invariant("S2")
+def test_the_reason_of_a_failure_names_no_password_of_a_repository() -> None:
+    """It stands in records, which leave the node; the file that names the repository may be root's alone."""
+    text = "Cannot download https://ann:hunt%402@site.example:8/x/repodata.xml?token=abc&v=1 (user@host is fine)"
+    why = package_tool.Ended(1, "", text).why("dnf")
+    assert (
+        why == "Cannot download https://(hidden)@site.example:8/x/repodata.xml?token=(hidden)&v=1 (user@host is fine)"
+    )
+
+
 def test_what_a_plan_would_move_beside_itself_is_listed() -> None:
     assert Judged.beyond([], []) == ""
     assert Judged.beyond(["b"], ["c", "a"]) == "it would also install or replace b and remove a, c: a person decides"

@@ -20,6 +20,7 @@ from typing import Final
 
 from pact.errors import RestoreError
 from pact.host import processes
+from pact.resources.support.passwords import shown_text
 
 #: Of what a tool prints, at most this much is read. More than ``FLOOD_BYTES`` of a script's output is dropped while it
 #: runs: it is kept in memory.
@@ -66,7 +67,7 @@ class Ended:
         line = lines[first] if lines else f"{tool} ended with {self.code}"
         if line.endswith(":") and len(lines) > first + 1:
             line += " " + lines[first + 1]
-        return "".join(c if c.isprintable() else "?" for c in line.removeprefix("E: "))[:LINE_MAX]
+        return "".join(c if c.isprintable() else "?" for c in shown_text(line.removeprefix("E: ")))[:LINE_MAX]
 
 
 def run(

@@ -25,6 +25,8 @@ _PLACE: Final = re.compile(r"(?i).*(?:file|path|dir)")
 #: ``scheme://user:password@host``, ``//user:password@host/share``, where a password may have any character, also ``@``
 #: and ``/``; ``user%password@host``.
 _BEFORE_HOST: Final = re.compile(r"(?s)((?:\A|[\w.+-]*:)//)([^/@]*[:%].*)@|\A([^/@\s]*[:%][^/@\s]*)@")
+#: The same in the middle of a text: what stands between a scheme and a host.
+_IN_TEXT: Final = re.compile(r"(\b[\w.+-]+://)[^\s/@\"'<>]*@")
 #: ``?sig=...``, ``&token=...``
 _QUERY: Final = re.compile(r"(?i)([?&;][\w.-]*(?:pass|pwd|secret|token|sig|key)[\w.-]*=)[^&;\s]+")
 
@@ -48,6 +50,11 @@ def shown_source(source: str) -> str:
     """The source in the form for everybody. Hosts, exports and labels stay."""
     shown = _BEFORE_HOST.sub(rf"\g<1>{HIDDEN}@", source) if "@" in source else source
     return _QUERY.sub(rf"\g<1>{HIDDEN}", shown)
+
+
+def shown_text(text: str) -> str:
+    """What a tool says, for everybody: of addresses in it neither users, passwords nor tokens."""
+    return _QUERY.sub(rf"\g<1>{HIDDEN}", _IN_TEXT.sub(rf"\g<1>{HIDDEN}@", text))
 
 
 def option_secrets(option: str, deep: int = 0) -> list[str]:
