@@ -36,6 +36,7 @@ class Client:
         self.tokens: set[int] = set()  # requests whose answers come later
         self.watching = False  # it is told of every record after number ``told``
         self.told = -1
+        self.behind = False  # records after number ``told`` wait in the journal: a long line is on its way
         self.alive = False  # it wants signs of life
         self.gone = False  # it has hung up: nobody reads an answer
         self.said_s = time.monotonic()  # when something was last sent to it
@@ -111,6 +112,11 @@ class Client:
         return bool(self._output)
 
     @property
+    def amid_a_line(self) -> bool:
+        """Whether a line has begun of which more comes: what is sent now waits in memory until its end."""
+        return GOES_ON in self._output
+
+    @property
     def may_write(self) -> bool:
         return bool(self._output) and self._output[0] != GOES_ON
 
@@ -122,7 +128,7 @@ class Client:
     @property
     def silent(self) -> bool:
         """Whether it waits for nothing, and no request of it is open."""
-        return not (self.tokens or self.lines or self.watching or self.wants_write())
+        return not (self.tokens or self.lines or self.watching or self.behind or self.wants_write())
 
     @property
     def ready_for_more(self) -> bool:
@@ -196,4 +202,5 @@ class Client:
             more()
 
     def _finished(self) -> bool:
-        return self.closing or (self.half_closed and not self.tokens and not self.watching and not self.lines)
+        owed = self.tokens or self.watching or self.behind or self.lines
+        return self.closing or (self.half_closed and not owed)

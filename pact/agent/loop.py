@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import reload, views
+from pact.agent import reload, telling, views
 from pact.agent.batch import Batch
 from pact.agent.between import EVENTS_MAX, Between
 from pact.agent.config import Config
@@ -453,6 +453,8 @@ class Agent(Sightings):
         """Pass durable records to followers, prompts and hooks."""
         if bool(self.journal_error) != self._shown_error:
             self._show_prompts()
+        for client in [c for c in self.control.clients.values() if c.behind and not c.amid_a_line]:
+            telling.caught_up(self.requests.tellers, client)
         if not self._new_records:
             return
         self._show_prompts()
@@ -461,6 +463,10 @@ class Agent(Sightings):
         self.notices.take((r for r, _ in rows), self.node, self.clock.now_ns(), self._on_the_wall)
         masked: dict[tuple[str, int | None], list[bytes]] = {}  # once for all connections that may see the same
         for client in [c for c in self.control.clients.values() if c.watching]:
+            if client.amid_a_line:
+                client.watching, client.behind = False, True
+                client.told = max(client.told, rows[0][0].seq - 1)
+                continue
             caller = client.caller
             lines = masked.setdefault((caller.actor.role, caller.owner.uid), [])
             if not lines:

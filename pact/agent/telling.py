@@ -210,17 +210,30 @@ def following(tellers: Tellers, client: Client, request: ops.Log) -> None:
     """Tell the newest records, the oldest of them first; then the client watches. Records that come meanwhile are told
     in the same way: none is left out, and none is told twice."""
     agent, told = tellers.agent, [-1]
-    where = (agent.journal.path, client.caller, agent.veil)
 
-    def go_on() -> None:
-        if told[0] < agent.journal.seq:
-            tell(tellers, client, "log", _since(*where, told[0] + 1, told), go_on)
-            return
-        client.watching, client.told = True, told[0]
+    def begun() -> None:
         if client.alive:
             client.send(b'{"begun":true}')
 
-    tell(tellers, client, "log", _newest(*where, request, told), go_on)
+    lines = _newest(agent.journal.path, client.caller, agent.veil, request, told)
+    tell(tellers, client, "log", lines, lambda: _watch(tellers, client, told, begun))
+
+
+def caught_up(tellers: Tellers, client: Client) -> None:
+    """A client who watches was told a long line, and nothing else meanwhile: tell what has come, then it watches on."""
+    client.behind = False
+    _watch(tellers, client, [client.told])
+
+
+def _watch(tellers: Tellers, client: Client, told: list[int], begun: Callable[[], None] = lambda: None) -> None:
+    """Tell the records after number ``told[0]``; as soon as there are no more, the client watches."""
+    agent = tellers.agent
+    if told[0] < agent.journal.seq:
+        lines = _since(agent.journal.path, client.caller, agent.veil, told[0] + 1, told)
+        tell(tellers, client, "log", lines, lambda: _watch(tellers, client, told, begun))
+        return
+    client.watching, client.told = True, told[0]
+    begun()
 
 
 def _newest(path: str, caller: Caller, veil: Veil, request: ops.Log, told: list[int]) -> Iterator[bytes]:
