@@ -29,6 +29,7 @@ SOCKET_SILENT_S: Final = 10.0
 TREE_CLIENTS_MAX: Final = 4096  # people's connections below one aggregator
 TREE_CLIENTS_EACH_MAX: Final = 16  # of one key
 TREE_CONNECTIONS_EACH_MAX: Final = 128  # of one key at one aggregator
+TREE_UNREAD_MAX: Final = 64 << 20  # sent to all connections of one key at one aggregator, and not read
 PUBLIC_CONNECTIONS_EACH_MAX: Final = 1000  # of one key at each public port
 SILENT_CONNECTIONS_MAX: Final = 256  # of one host at one port, of which nothing was heard yet
 LOOKERS_MAX: Final = 256  # people who are told of the whole fleet (``pact top``)

@@ -239,6 +239,26 @@ def test_whose_connection_is_looked_at_is_known_when_it_was_made_anew() -> None:
             file.close()
 
 
+@pytest.mark.invariant("T10")
+def test_all_connections_of_one_key_together_may_have_as_much_wait_as_one() -> None:
+    """A key has up to 128 at an aggregator, and each could have 160 MiB wait without being cut off."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pairs = [(socket.create_connection(server.getsockname()), server.accept()[0]) for _ in range(5)]
+    try:
+        fds = [ours.fileno() for _, ours in pairs]
+        keys = dict(zip(fds, ("ann", "ann", "ann", "bob", ""), strict=True))
+        guard = Floods(100_000, patience_s=0.0, every_s=0.0)
+        assert guard.behind(keys, 1.0) == {} == guard.behind(keys, 2.0)
+        for theirs, _ in pairs:
+            theirs.sendall(bytes(40_000))
+        assert until(lambda: all((received_bytes(fd) or 0) >= 40_000 for fd in fds))
+        assert guard.behind(keys, 3.0) == dict.fromkeys(fds[:3], "ann")
+    finally:
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+
+
 def test_what_tcp_received_is_counted_read_or_not(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
         theirs, _ = server.accept()

@@ -48,7 +48,7 @@ ROUTER_BATCH: Final = 16  # how many batches one turn reads
 ROUTER_READ: Final = 64  # how many messages are read at once
 ROUTER_NS: Final = NS_PER_S // 50
 BACKLOG: Final = 4_096
-CHILD_HWM: Final = 4_096  # messages to a child; for those from it see ``gate``
+CHILD_HWM: Final = 4_096  # messages to a child, see ``unread``; for those from it see ``gate``
 SOCKETS_MAX: Final = 16_384
 SHARED_FROM: Final = 16 << 10  # frames of at least this size are shared among children, not copied
 KEEP_FREED: Final = 64 << 20  # kept between two calls of ``trim``: events come and go in large blocks
@@ -340,6 +340,7 @@ class Aggregator:
                     continue
                 if message.kind == "hello":
                     self._fds[connection] = key
+                    self.gate.unread.came(rid, connection, peer)
                 effects = relay.received(rid, peer, message, now_ns)
                 if effects:
                     self._perform(effects, now_ns)
@@ -369,12 +370,12 @@ class Aggregator:
     def _send(self, rids: tuple[bytes, ...], frame: bytes, lost: set[bytes]) -> None:
         """Send the same bytes to each. The sessions of children that cannot be reached, or do not read, end."""
         self._sent = True
-        lost.update(self._port.send_to(rids, frame))
+        lost.update(self._port.send_to(rids, frame), self.gate.unread.sent(rids, frame))
 
     def _send_each(self, rids: tuple[bytes, ...], frames: list[bytes], lost: set[bytes]) -> None:
         """Send each child its own frame."""
         self._sent = True
-        lost.update(self._port.send_each(rids, frames))
+        lost.update(self._port.send_each(rids, frames), self.gate.unread.sent_each(rids, frames))
 
     def _send_up(self, up: Up, now_ns: int) -> None:
         if self.uplink is not None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import zmq
 
+from pact.cluster.unread import Unread
 from pact.core.tree.directory import Peer
 from pact.host.notify import log
 from pact.limits import FRAME_MAX, TREE_CONNECTIONS_EACH_MAX
@@ -28,6 +29,7 @@ class Gate:
         self._floods, self._put_off = Floods(CHILD_BYTES_MAX), PutOff()
         self._accepted, self._unended = Accepted(context), Unended(CHILD_BYTES_MAX, 2 * FRAME_MAX)
         self._silent, self._keys = Silent(), Keys(TREE_CONNECTIONS_EACH_MAX)
+        self.unread = Unread(cut)
         self._cuts = 0
 
     def follow(self, sock: zmq.Socket[bytes]) -> None:

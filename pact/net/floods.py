@@ -24,7 +24,8 @@ PATIENCE_S: Final = 0.1
 LOOK_EVERY_S: Final = 0.25
 LOOK_SHARE: Final = 20  # with thousands of connections: this many times as long as the last look took
 PUT_OFF_S: Final = 60.0
-#: ``tcpi_bytes_received`` of ``struct tcp_info`` in <linux/tcp.h>, since Linux 4.1.
+#: ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` of ``struct tcp_info`` in <linux/tcp.h>, since Linux 4.1.
+_ACKED_AT: Final = 120
 _RECEIVED_AT: Final = 128
 _U64: Final = struct.Struct("=Q")
 _NOTHING: Final[Mapping[int, int]] = MappingProxyType({})
@@ -34,11 +35,20 @@ _SEALED: Final = 8 + 8 + 16 + 1
 
 def received_bytes(fd: int) -> int | None:
     """What TCP has received on a connection since it began, in bytes, read or not; None if ``fd`` is no connection."""
+    return _told(fd, _RECEIVED_AT)
+
+
+def acked_bytes(fd: int) -> int | None:
+    """What the other side of a connection has acknowledged since it began, in bytes; None if ``fd`` is none."""
+    return _told(fd, _ACKED_AT)
+
+
+def _told(fd: int, at: int) -> int | None:
     sock = None
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + _U64.size)
-        return int(_U64.unpack_from(info, _RECEIVED_AT)[0])
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + _U64.size)
+        return int(_U64.unpack_from(info, at)[0])
     except (OSError, ValueError, struct.error):  # -1: libzmq knew none
         return None
     finally:
@@ -87,7 +97,8 @@ class Floods:
     """
 
     def __init__(self, most_bytes: int, *, patience_s: float = PATIENCE_S, every_s: float = LOOK_EVERY_S) -> None:
-        """``most_bytes``: what of one connection may wait, as it travels, while reading is behind."""
+        """``most_bytes``: what of one connection may wait, as it travels, while reading is behind, and of all
+        connections with one key together."""
         self._most = most_bytes
         self._patience_s, self._every_s = patience_s, every_s
         self._due_s = 0.0  # when to look next; 0: reading is not behind
@@ -115,7 +126,8 @@ class Floods:
         if now_s < self._due_s:
             return {}
         began_s, found = time.monotonic(), list[int]()
-        for fd in self._read:
+        waits: dict[str, dict[int, int]] = {}
+        for fd, key in self._read.items():
             which, got = connection(fd), received_bytes(fd)
             if which is None or got is None:
                 continue
@@ -124,5 +136,10 @@ class Floods:
             if got - least > self._most:
                 found.append(fd)
                 del self._least[which]
+            elif key and got > least:
+                waits.setdefault(key, {})[fd] = got - least
+        for many in waits.values():
+            if sum(many.values()) > self._most:
+                found += many
         self._due_s = now_s + max(self._every_s, LOOK_SHARE * (time.monotonic() - began_s))
         return {fd: self._read.pop(fd) for fd in found}

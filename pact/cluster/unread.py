@@ -1,0 +1,113 @@
+"""Children that do not read what they are sent, found by what the other side's kernel has acknowledged.
+
+libzmq keeps a number of messages for a child that does not read, however long each of them is: a person who asks for
+long answers and reads none could so fill the memory. What waits is bounded in bytes here, of all connections with one
+key together; the one for which most waits is cut off.  # T10
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from pact.core.tree.directory import Peer
+from pact.host.notify import log
+from pact.limits import FRAME_MAX, TREE_UNREAD_MAX
+from pact.net.floods import acked_bytes, connection, travelled
+
+#: More than an aggregator may have under way: the windows of its streams, and a frame.
+AGGREGATOR_MAX: Final = (128 << 20) + 2 * FRAME_MAX
+#: Shorter messages are not counted: their number is bounded.
+COUNTED_FROM: Final = 4 << 10
+#: The kernel is asked each time when so much more was sent.
+LOOK_BYTES: Final = 1 << 20
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    rid: bytes
+    which: tuple[int, int]
+    key: str
+    name: str
+    most: int  # what may wait for all connections with its key
+    acked: int
+    waiting: int = 0  # bytes that were sent and, as far as is known, not acknowledged
+    since: int = 0  # bytes sent since the kernel was asked
+
+
+class Unread:
+    """See the module."""
+
+    def __init__(self, cut: Callable[[int], object]) -> None:
+        """``cut(fd)`` ends a connection."""
+        self._cut = cut
+        self._children: dict[bytes, _Child] = {}
+        self._fds: dict[int, bytes] = {}  # connection -> routing id: at most as many as there are descriptors
+        self._of: Counter[str] = Counter()  # key -> bytes that wait
+
+    def came(self, rid: bytes, fd: int, peer: Peer) -> None:
+        """A connection has said hello."""
+        self._forget(self._fds.get(fd))
+        which, acked = connection(fd), acked_bytes(fd)
+        if which is not None and acked is not None:
+            self._forget(rid)
+            self._fds[fd] = rid
+            most = AGGREGATOR_MAX if peer.role == "aggregator" else TREE_UNREAD_MAX
+            self._children[rid] = _Child(rid, which, peer.key, peer.name, most, acked)
+
+    def sent(self, rids: Iterable[bytes], frame: bytes) -> list[bytes]:
+        """The same frame was sent to each. Returns the routing ids of connections that were cut off."""
+        if len(frame) < COUNTED_FROM:
+            return []
+        return [over for rid in rids for over in self._count(rid, travelled(len(frame)))]
+
+    def sent_each(self, rids: Iterable[bytes], frames: Iterable[bytes]) -> list[bytes]:
+        """Each was sent its own frame."""
+        long = [(r, len(f)) for r, f in zip(rids, frames, strict=True) if len(f) >= COUNTED_FROM]
+        return [over for rid, size in long for over in self._count(rid, travelled(size))]
+
+    def _count(self, rid: bytes, size: int) -> list[bytes]:
+        child = self._children.get(rid)
+        if child is None:
+            return []
+        child.waiting += size
+        child.since += size
+        self._of[child.key] += size
+        if child.since < LOOK_BYTES or self._look(child) <= child.most:
+            return []
+        return self._end_one(child.key, child.most)
+
+    def _look(self, child: _Child) -> int:
+        """What waits for all connections with its key."""
+        acked = acked_bytes(child.which[0]) if connection(child.which[0]) == child.which else None
+        if acked is None:
+            self._forget(child.rid)
+        else:
+            read = min(child.waiting, acked - child.acked)
+            child.acked, child.since = acked, 0
+            child.waiting -= read
+            self._of[child.key] -= read
+        return self._of[child.key]
+
+    def _end_one(self, key: str, most: int) -> list[bytes]:
+        """Others may have read meanwhile what was sent to them."""
+        mine = [c for c in self._children.values() if c.key == key]
+        for child in mine:
+            self._look(child)
+        if self._of[key] <= most:
+            return []
+        worst = max(mine, key=lambda c: c.waiting)
+        self._forget(worst.rid)
+        self._cut(worst.which[0])
+        log(f"{worst.name} does not read what it is sent: cut off", 4)
+        return [worst.rid]
+
+    def _forget(self, rid: bytes | None) -> None:
+        child = self._children.pop(rid, None) if rid is not None else None
+        if child is not None:
+            self._fds.pop(child.which[0], None)
+            self._of[child.key] -= child.waiting
+            if not self._of[child.key]:
+                del self._of[child.key]
