@@ -47,6 +47,7 @@ CONSUMERS_ASKED_MAX: Final = 32  # questions about consumers: their threads may 
 
 # The loop's time, and work beside it
 LOOP_SHARE: Final = 0.2  # of each second, for each person who is not an administrator
+LOOP_SHARE_ALL: Final = 0.5  # of each second of a root's loop, for all of these people together
 VIEWERS_LOOKS_PER_S: Final = 8  # how often viewers together may cause an early observation of values in constant motion
 ANSWER_PIECE: Final = 256 << 10  # of a long answer, which is written in a thread
 ANSWER_PIECE_S: Final = 0.05

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,11 @@ import zmq
 from test_cluster_hostile import NAMES, Hostile
 
 from pact.cluster import turns
+from pact.cluster.nodesets import NodeSets
 from pact.cluster.turns import WAITING_EACH_MAX, Turns
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.term import Down
 from pact.core.tree import wire
 from pact.core.tree.wire import Message, message
 from pact.host import budget
@@ -85,6 +89,49 @@ def test_what_is_cancelled_while_those_before_it_are_handled_is_not_handled(cloc
         seen.append(found.head["id"])
         assert of.take(message("cancel", {"id": 3, "client": "ann"}))
     assert seen == [2, 4] and of.wait_s() is None
+
+
+def test_all_together_leave_half_of_the_loop_to_others(clock: Clock) -> None:
+    """Each of sixty people had a fifth of it: an administrator had no answer within twenty seconds."""
+    of, began_s, spent_s, id_ = Turns(), clock.now_s, 0.0, 0
+    people = [f"p{n}" for n in range(60)]
+    while clock.now_s < began_s + 60:
+        for who in people:
+            id_ += 1
+            if of.take(asks(who, id_)):
+                handled(of, asks(who, id_), clock, 0.02)
+                spent_s += 0.02
+        for found in of.due():
+            handled(of, found, clock, 0.02)
+            spent_s += 0.02
+        assert of.take(asks("adm", 1, "admin"))
+        clock.now_s += (of.wait_s() or 0.0) + 0.001
+    assert 0.4 * 60 < spent_s < 0.5 * 60 + turns.FRESH_S
+    assert of.take(asks("new", 1)) or next(iter(of.due())).head["client"] == "new", "who has used nothing comes first"
+
+
+@pytest.mark.parametrize(("role", "waits"), [("viewer", True), ("admin", False)])
+def test_what_comes_of_a_request_later_is_its_persons_too(clock: Clock, role: str, waits: bool) -> None:
+    """The names of ten thousand nodes that have not answered are folded when the time is over: that took the root's loop
+    a fifth of a second, and cost nobody's share. Whoever gave his requests a millisecond each kept the loop at it."""
+
+    class Slow(NodeSets):
+        def fold(self, names: Iterable[str]) -> str:
+            clock.now_s += 0.9
+            return super().fold(names)
+
+    of, root = Turns(), Root("r", RootState(), 1, Slow())
+    root.spending = of.charged
+    root.received(message("below", {"add": ["n1"], "sessions": {"n1": 1 << 20}}), 1, 1)
+    asked = asks("ann", 1, role)
+    head = {**asked.head, "op": "status", "nodes": "n1", "timeout_ms": 1}
+    assert of.take(asked)
+    with of.spending(asked):
+        root.received(message("request", head, b"{}"), 2, 2)
+    assert of.take(asks("ann", 2, role))
+    effects = root.tick(10**12, 10**12)
+    assert [e.kind for e in effects if isinstance(e, Down)] == ["drop", "result"]
+    assert of.take(asks("ann", 3, role)) is not waits and of.take(asks("bob", 1))
 
 
 @pytest.fixture

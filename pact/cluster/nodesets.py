@@ -26,6 +26,8 @@ _GROUPS: Final = re.compile(r"[@*]")
 _LIST: Final = re.compile(r"[A-Za-z0-9_.-]+(?:,[A-Za-z0-9_.-]+)*")
 _FOLDS: Final = re.compile(r"[A-Za-z0-9_.-]*[0-9][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]+")
+_DIGITS: Final = "0123456789"
+_LETTERS: Final = re.compile(r"[A-Za-z_.-]+")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
 _LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and an unmatched bracket
 OPERATORS: Final = ",!&^"
@@ -201,8 +203,9 @@ def fold(names: Iterable[str]) -> str:
 def _folded(names: Sequence[str]) -> list[str]:
     """Many names: the library takes quadratic time, or more, for names with several numbers. Here the last numbers are
     folded first, then those before them where all after them is the same, and so on: each in linear time."""
-    found = {n: (tuple(_NUMBER.split(n)), tuple(_NUMBER.findall(n))) for n in names if _FOLDS.fullmatch(n)}
-    out, by_count = [n for n in names if n not in found], dict[int, list[_Partly]]()
+    out, rest = _folded_at_end(names)
+    found = {n: (tuple(_NUMBER.split(n)), tuple(_NUMBER.findall(n))) for n in rest if _FOLDS.fullmatch(n)}
+    out, by_count = [*(n for n in rest if n not in found), *out], dict[int, list[_Partly]]()
     for texts, numbers in found.values():
         by_count.setdefault(len(numbers), []).append((texts[:-1], numbers, texts[-1]))
     for count, rows in sorted(by_count.items()):
@@ -210,6 +213,21 @@ def _folded(names: Sequence[str]) -> list[str]:
             rows = _fold_last(rows)
         out += [after for _, _, after in rows]
     return out
+
+
+def _folded_at_end(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names with one number, at their end: nearly always all of them, and soon folded. Returns what became of them, and
+    the rest."""
+    by_stem: dict[str, list[str]] = {}
+    for name in names:
+        by_stem.setdefault(name.rstrip(_DIGITS), []).append(name)
+    out, rest = [], list[str]()
+    for stem, alike in by_stem.items():
+        if (stem and not _LETTERS.fullmatch(stem)) or stem in alike:
+            rest += alike
+        else:
+            out += [stem + text for text in _ranges([n[len(stem) :] for n in alike])]
+    return out, rest
 
 
 #: Texts, the numbers after them that are not folded yet, and all that comes after these.
@@ -224,7 +242,7 @@ def _fold_last(rows: Iterable[_Partly]) -> list[_Partly]:
     return [
         (texts[:-1], before, texts[-1] + text + after)
         for (texts, before, after), numbers in alike.items()
-        for text in _ranges(numbers)
+        for text in (numbers if len(numbers) == 1 else _ranges(numbers))
     ]
 
 

@@ -290,7 +290,7 @@ class RootPart:
         root = self.root = Root(
             self.config.name, state, posted.fence, self._sets, self.config.limits, self._seals, secrets.token_bytes(32)
         )
-        self.states = States()
+        self.states, root.spending = States(), self.turns.charged
         self._chunks = self._chunk_bytes = 0
         log(f"leading with fence {posted.fence}, from event {state.gseq}")
         yield wire.message(

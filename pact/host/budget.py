@@ -29,7 +29,11 @@ class Budget:
 
     def wait_s(self, who: Hashable) -> float:
         """In how many seconds the next request of this caller may be handled; 0.0: now."""
-        return max(0.0, self._owed(who, time.monotonic()) - self._share) / self._share
+        return max(0.0, self.owed_s(who) - self._share) / self._share
+
+    def owed_s(self, who: Hashable) -> float:
+        """What this caller has overdrawn."""
+        return self._owed(who, time.monotonic())
 
     def _owed(self, who: Hashable, now_s: float) -> float:
         spent, at_s = self._spent.get(who, (0.0, now_s))

@@ -208,11 +208,14 @@ class Questions(Replies):
         return frozenset(self.root.named(given))
 
     def answered(self, message: Message) -> None:
-        head = message.head
-        question = self.open.get(head["call"])
+        question = self.open.get(message.head["call"])
         if question is None:
             return  # answered already, or asked in another term
-        waiting = question.waiting
+        with self.root.spending(question.caller):
+            self._take(question, message)
+
+    def _take(self, question: Question, message: Message) -> None:
+        head, waiting = message.head, question.waiting
         every = [n for names, _ in head["parts"] for n in names]
         each = set(every)
         # Nearly always true: then no name need be checked separately.
@@ -320,14 +323,21 @@ class Questions(Replies):
         t_ns = self.root.t_ns
         for question in list(self.open.values()):
             late = question.until_ns <= t_ns
-            for name in [n for n, until_ns in question.away.items() if late or until_ns <= t_ns]:
-                self._lose(question, name, LOST)
-            if late:
-                for name in sorted(question.waiting):
-                    self._lose(question, name, LATE)
-                self.root.down("drop", {"call": question.id, "who": question.caller.user})
-            self._finish_if_done(question)
+            gone = [n for n, until_ns in question.away.items() if late or until_ns <= t_ns]
+            if late or gone or not question.waiting:
+                with self.root.spending(question.caller):
+                    self._end(question, gone, late=late)
         self._take_up([x for x in self._later if x.until_ns <= t_ns])
+
+    def _end(self, question: Question, gone: Sequence[str], *, late: bool) -> None:
+        """Wait no longer for these nodes; if it is late, for none."""
+        for name in gone:
+            self._lose(question, name, LOST)
+        if late:
+            for name in sorted(question.waiting):
+                self._lose(question, name, LATE)
+            self.root.down("drop", {"call": question.id, "who": question.caller.user})
+        self._finish_if_done(question)
 
     def next_wake_ns(self) -> int | None:
         wakes = [min(q.until_ns, next(iter(q.away.values()), q.until_ns)) for q in self.open.values()]
