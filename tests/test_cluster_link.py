@@ -230,3 +230,21 @@ def test_two_machines_with_one_key_take_each_others_place_and_are_found_out(kit:
     kit.until(turned, "they are named", 30)
     for node in nodes:
         node.close()
+
+
+@pytest.mark.invariant("S8")
+def test_a_viewer_s_questions_keep_no_administrator_out_of_a_node(kit: Kit) -> None:
+    """A real agent refused two thirds of his commands, while a viewer's waited there."""
+    root = kit.start_root()
+    kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "it is below")
+    eve, adm = ({"user": r, "role": r, "via": "cluster"} for r in ("viewer", "admin"))
+    targets = ["file:/" + "x" * 100 + str(n) for n in range(500)]
+    mine = [f"2.{n}" for n in range(20)]
+    for n, call in enumerate(mine):
+        for k in range(125):
+            root.call(f"1.{125 * n + k}", "diff", ["n001"], {"targets": targets}, caller=eve)
+        kit.during(0.1)
+        root.call(call, "status", ["n001"], caller=adm)
+    kit.until(lambda: all(map(root.final, mine)), "he is answered", 60)
+    assert {root.bodies(call)["n001"]["message"] for call in mine} == {""}

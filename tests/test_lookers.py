@@ -181,8 +181,8 @@ def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many() -> None:
     c = cluster()
     assert c.root is not None
 
-    def look(client: str, id_: int, user: str) -> bool:
-        caller = {"user": user, "role": "viewer", "via": "cluster"}
+    def look(client: str, id_: int, user: str, role: str = "viewer") -> bool:
+        caller = {"user": user, "role": role, "via": "cluster"}
         c.up(c.root, "request", {"id": id_, "op": "live", "nodes": None, "timeout_ms": 0, "client": client,
                                  "caller": caller}, b"{}")  # fmt: skip
         assert c.root is not None
@@ -194,6 +194,7 @@ def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many() -> None:
     for n in range(limits.LOOKERS_MAX):
         assert look(f"c{n}", 10, f"u{n // limits.LOOKERS_EACH_MAX}")
     assert not look("x", 11, "another") and "256 places" in c.results[11][0]["message"]
+    assert look("o", 14, "op", "ops") and look("b", 15, "boss", "admin"), "viewers keep nobody out who has to act"
     c.root._cancel(message("cancel", {"client": "c0", "id": 0}))
     assert not look("x", 12, "u1") and "you look at the fleet from 32 places" in c.results[12][0]["message"]
     assert look("x", 13, "another")

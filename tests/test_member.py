@@ -200,6 +200,28 @@ def test_many_calls_at_once_are_refused_and_those_under_way_go_on() -> None:
     assert calls.take((1, "next"), "status") is Fate.BEGINS
 
 
+@pytest.mark.invariant("S8")
+@pytest.mark.parametrize("spent", [False, True])
+def test_whoever_asks_much_keeps_no_administrator_and_no_root_out(spent: bool) -> None:
+    """A viewer may have 125 questions to one node under way. 64 of them, begun or put off, and every command of an
+    administrator, each vote of a group and the stop of the fleet were refused there: 64 commands were under way."""
+    b = Bench()
+    b.join()
+
+    def asks(n: int, user: str, role: str, spent: bool = False) -> str:
+        head = {"call": f"{user}.{n}", "op": "status", "caller": {"user": user, "role": role, "via": "cluster"}}
+        more = {"nodes": ["n1"], "fence": 1, "timeout_ms": 1000}
+        (*_, last) = b.node.call(message("call", {**head, **more}, b"{}"), b.t_ns, spent=spent) or [None]
+        return said(last.body) if isinstance(last, Answered) else ""
+
+    refused = [asks(n, "ann", "viewer", spent) for n in range(125)]
+    assert refused == [""] * 32 + ["32 of your commands are under way here"] * 93
+    assert [asks(n, "bob", "viewer", spent) for n in range(125)][:33] == [""] * 32 + ["64 commands are under way here"]
+    assert asks(1, "eve", "ops") == "64 commands are under way here"
+    assert [asks(n, "adm", "admin") for n in range(3)] == [""] * 3
+    assert [asks(n, "pact", "agent") for n in range(3)] == [""] * 3
+
+
 def test_who_has_used_up_his_share_waits_and_then_has_his_turn() -> None:
     b = Bench()
     b.join()

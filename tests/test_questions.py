@@ -281,6 +281,16 @@ def test_one_person_s_questions_keep_nobody_elses_out_and_never_the_fleet_s_stop
             assert c.results.pop(n)[0]["exit"] == 1
         assert c.request("status", {}, "n0", user, "viewer") in c.results
     c.request("status", {}, "n1", "ann", "viewer")
+    for user in ("mal", "max"):
+        for _ in range(5):
+            c.request("status", {}, "n1", user, "viewer")
+    assert c.results.pop(c.request("status", {}, "n0", "new", "viewer"))[0]["exit"] == 1, (
+        "all places of viewers are taken"
+    )
+    for role in ("ops", "admin"):
+        n = c.request("status", {}, "n0", role, role)
+        c.advance(NS_PER_S)
+        assert c.results[n][0]["exit"] == 0, "and nobody else's"
     n = c.request("fleet_hold", {"reason": "outage", "for_ns": 100 * NS_PER_S}, None, "boss")
     c.advance(4 * NS_PER_S)
     assert c.root is not None and c.root.state.holds, c.results.get(n)

@@ -365,7 +365,7 @@ class Questions(Replies):
         try:
             if len(raw) > request_max(head.caller.role):  # the member that carries it may not have checked
                 raise UsageError(f"a request of {len(raw)} bytes; at most {request_max(head.caller.role)}")
-            if op not in SETTLING and self._busy_with(head.caller.user):
+            if op not in SETTLING and self._busy_with(head.caller):
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = self.ops.get(op)
             if own is not None:
@@ -395,12 +395,13 @@ class Questions(Replies):
             root.note(f"{op} of {head.caller.user}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
 
-    def _busy_with(self, user: str) -> bool:
-        """Whether enough requests are open already, of this person or of all people. The root's own questions do not
-        count."""
-        people = [q.caller.user for q in self.open.values() if q.client]
-        people += [x.head.caller.user for x in self._later]
-        return len(people) >= QUESTIONS_MAX or people.count(user) >= QUESTIONS_EACH_MAX
+    def _busy_with(self, asker: Asker) -> bool:
+        """Whether enough requests are open already, of this person or of all with the same role: viewers keep nobody
+        out who has to act. The root's own questions do not count."""
+        people = [q.caller for q in self.open.values() if q.client]
+        people += [x.head.caller for x in self._later]
+        alike = [p.user for p in people if p.role == asker.role]
+        return len(alike) >= QUESTIONS_MAX or alike.count(asker.user) >= QUESTIONS_EACH_MAX
 
     def targets(self, text: str | None) -> tuple[list[str], list[str]]:
         """Connected and absent nodes of a node set (``None``: every node that the root knows and that was not taken out

@@ -161,9 +161,10 @@ class Root(Term):
         """The shell tells the lookers: what they are told is folded beside the loop.  # V7"""
         for key in [k for k in self.lookers if k[0] == head.key[0]]:  # one for each connection
             del self.lookers[key]
-        mine = sum(asker.user == head.caller.user for asker in self.lookers.values())
-        if len(self.lookers) >= LOOKERS_MAX or mine >= LOOKERS_EACH_MAX:
-            who, count = ("you look", mine) if mine >= LOOKERS_EACH_MAX else ("people look", len(self.lookers))
+        alike = [asker.user for asker in self.lookers.values() if asker.role == head.caller.role]  # S8
+        mine = alike.count(head.caller.user)
+        if len(alike) >= LOOKERS_MAX or mine >= LOOKERS_EACH_MAX:
+            who, count = ("you look", mine) if mine >= LOOKERS_EACH_MAX else ("people look", len(alike))
             raise PactError(f"{who} at the fleet from {count} places already", "end one of them")
         self.lookers[head.key] = head.caller
 

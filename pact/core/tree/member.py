@@ -27,7 +27,11 @@ from pact.core.tree.wire import Head, Message, NewHead, beside
 from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE
 from pact.model import Actor, Owner
 
+#: Calls that are not answered yet: of people who are no administrators, of each of them, and of administrators and the
+#: root beside them, whom nobody keeps out.
 RUNNING_MAX: Final = 64
+RUNNING_EACH_MAX: Final = 32
+FREE: Final = ("admin", "agent")
 CACHED_MAX: Final = 256
 CACHED_BYTES_MAX: Final = 2 << 20
 BEGUN_MAX: Final = 10_000  # how many once-only calls are remembered as begun
@@ -85,6 +89,11 @@ class Fate(Enum):
     LATER = "whoever asks has used up his share: its time comes"
 
 
+def who_asks(head: Head) -> str:
+    """Who has asked for a call; "" if that is an administrator or the root."""
+    return "" if head["caller"]["role"] in FREE else str(head["caller"]["user"])
+
+
 class Calls:
     """Carries out each call once, however often it comes; its answer is kept, and given again.  # T12
 
@@ -95,15 +104,17 @@ class Calls:
         self, begun: Iterable[str] = (), *, kept_max: int = CACHED_MAX, kept_bytes_max: int = CACHED_BYTES_MAX
     ) -> None:
         self.kept: Kept[Key] = Kept(kept_max, kept_bytes_max)
-        self.running: set[Key] = set()
+        self.running: dict[Key, str] = {}  # and whose, as in ``take``
         self.put_off: deque[Message] = deque()  # calls of people who have used up their share of time
         self._begun = dict.fromkeys(begun)
         self._begun_here: dict[str, None] = {}  # of what may be done again after a new start
 
-    def take(self, key: Key, op: str, *, replaced: bool = False, spent: bool = False, late_s: int = 0) -> bytes | Fate:
-        """A call has come. ``replaced``: its root is known to be replaced by another one. ``spent``: the caller has
-        used up its share of time. ``late_s``: it was held back on the way for at least so long. Returns the answer if
-        there is one already.
+    def take(
+        self, key: Key, op: str, *, who: str = "", replaced: bool = False, spent: bool = False, late_s: int = 0
+    ) -> bytes | Fate:
+        """A call has come. ``who``: the caller, "" for administrators and the root. ``replaced``: its root is known to
+        be replaced by another one. ``spent``: the caller has used up its share of time. ``late_s``: it was held back on
+        the way for at least so long. Returns the answer if there is one already.
         """
         kept = self.kept.get(key)
         if kept is not None:
@@ -119,21 +130,23 @@ class Calls:
         if late_s:  # T16: whoever asked was told that there is no answer, and may have done something else since
             why = f"it was held back for {late_s} s on the way to this node; nothing was done"
             return self.done(key, refusal(EXIT_UNREACHABLE, why, "an aggregator that it came through stands still"))
-        if spent and len(self.put_off) < RUNNING_MAX:
+        under_way = [*self.running.values(), *(who_asks(m.head) for m in self.put_off)]
+        alike = sum(bool(w) == bool(who) for w in under_way)
+        if alike >= RUNNING_MAX or (who and under_way.count(who) >= RUNNING_EACH_MAX):
+            many = RUNNING_MAX if alike >= RUNNING_MAX else f"{RUNNING_EACH_MAX} of your"
+            return self.done(key, refusal(EXIT_UNREACHABLE, f"{many} commands are under way here", "repeat it later"))
+        if spent:
             return Fate.LATER
-        if len(self.running) + len(self.put_off) >= RUNNING_MAX:
-            why = f"{RUNNING_MAX} commands are under way on this node"
-            return self.done(key, refusal(EXIT_UNREACHABLE, why, "repeat it later"))
         if op in ONCE_A_START:
             begun[name_of(key)] = None
             if len(begun) > BEGUN_MAX:
                 del begun[next(iter(begun))]
-        self.running.add(key)
+        self.running[key] = who
         return Fate.BEGINS
 
     def done(self, key: Key, body: bytes) -> bytes:
         """Keep the answer of a call. Returns the answer to send: its size is limited."""
-        self.running.discard(key)
+        self.running.pop(key, None)
         if len(body) > ANSWER_MAX:
             why, hint = f"the answer has {len(body)} bytes", "ask for less, or on the node itself"
             body = refusal(EXIT_FAILED, why, hint)
@@ -384,7 +397,8 @@ class Member:
                 self._sealer.pop(key, None)
         # A sealed call proves by itself that its root leads.
         replaced = head["fence"] < self.uplink.fence and key not in self._sealer
-        fate = self.calls.take(key, head["op"], replaced=replaced, spent=spent, late_s=late_s)
+        who = who_asks(head)
+        fate = self.calls.take(key, head["op"], who=who, replaced=replaced, spent=spent, late_s=late_s)
         if isinstance(fate, bytes):
             return [Answered(key, fate)]
         if fate is Fate.BEGINS:
@@ -403,7 +417,7 @@ class Member:
         if (before := self._sealer.get(key)) is not None:  # it waited here: its caller had used up his share of time
             word = word._replace(late_s=before[0].late_s)
         self._sealer[key] = (word, head["term"])
-        while len(self._sealer) > RUNNING_MAX + CACHED_MAX:
+        while len(self._sealer) > 2 * RUNNING_MAX + CACHED_MAX:
             del self._sealer[next(iter(self._sealer))]
         return word
 
