@@ -309,7 +309,9 @@ class Kit:
         """A request to an agent's control socket, while the root turns."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.setblocking(False)
-            sock.connect(path)
+            self.until(
+                lambda: sock.connect_ex(path) == 0, f"{path} is listened to"
+            )  # its name is there a moment before
             sock.sendall(orjson.dumps({"v": 1, "op": op, "args": args}) + b"\n")
             data = b""
             while not data.endswith(b"\n"):
