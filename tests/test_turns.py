@@ -110,6 +110,32 @@ def test_all_together_leave_half_of_the_loop_to_others(clock: Clock) -> None:
     assert of.take(asks("new", 1)) or next(iter(of.due())).head["client"] == "new", "who has used nothing comes first"
 
 
+def test_who_asks_now_and_then_has_his_turn_among_those_who_ask_all_the_time(clock: Clock) -> None:
+    """What somebody owes is soon given back: of those who owed nothing the same few were always next."""
+    of, served, id_ = Turns(), list[str](), 0
+    people = [f"p{n}" for n in range(60)]
+
+    def handle(message: Message) -> None:
+        served.append(message.head["client"])
+        handled(of, message, clock, 0.02)
+
+    for _ in range(400):
+        for who in people:
+            id_ += 1
+            if of.take(asks(who, id_)):
+                handle(asks(who, id_))
+        if id_ == 60 * 200:
+            served.clear()
+            if of.take(asks("bob", 1)):
+                handle(asks("bob", 1))
+        for found in of.due():
+            handle(found)
+        clock.now_s += of.wait_s() or 0.02
+    assert "bob" in served[:61]
+    counts = [served.count(who) for who in people]
+    assert min(counts) > 0 and max(counts) <= min(counts) + 2
+
+
 @pytest.mark.parametrize(("role", "waits"), [("viewer", True), ("admin", False)])
 def test_what_comes_of_a_request_later_is_its_persons_too(clock: Clock, role: str, waits: bool) -> None:
     """The names of ten thousand nodes that have not answered are folded when the time is over: that took the root's loop

@@ -74,6 +74,7 @@ class Turns:
         some be cancelled."""
         while who := min((w for w in self._waiting if self._wait_s(w) <= 0), key=self._budget.owed_s, default=""):
             message = self._waiting[who][0]
+            self._waiting[who] = self._waiting.pop(who)  # of several who owe nothing, the others come first now
             self._forget(who, message)
             yield message
 
