@@ -110,6 +110,22 @@ def test_all_together_leave_half_of_the_loop_to_others(clock: Clock) -> None:
     assert of.take(asks("new", 1)) or next(iter(of.due())).head["client"] == "new", "who has used nothing comes first"
 
 
+def test_a_cancel_looks_at_its_own_person_s_requests_alone(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs nobody's share: among thousands that wait it took the loop a millisecond."""
+    of = Turns()
+    for n in range(60):
+        handled(of, asks(f"p{n}", 1), clock, 1.0)
+    for n in range(60):
+        for id_ in range(WAITING_EACH_MAX):
+            assert not of.take(asks(f"p{n}", id_))
+    looked: list[Message] = []
+    monkeypatch.setattr(turns, "_asked", lambda m: (looked.append(m), (m.head["client"], m.head["id"]))[1])
+    assert of.take(message("cancel", {"id": 5, "client": "p7"})) and len(looked) < 2 * WAITING_EACH_MAX
+    clock.now_s += 1000
+    left = [m.head["id"] for m in of.due() if m.head["client"] == "p7"]
+    assert left == [n for n in range(WAITING_EACH_MAX) if n != 5]
+
+
 def test_who_asks_now_and_then_has_his_turn_among_those_who_ask_all_the_time(clock: Clock) -> None:
     """What somebody owes is soon given back: of those who owed nothing the same few were always next."""
     of, served, id_ = Turns(), list[str](), 0

@@ -36,12 +36,14 @@ class Turns:
         self._budget = Budget()
         self._all = Budget(LOOP_SHARE_ALL)
         self._waiting: dict[str, deque[Message]] = {}  # person -> requests
+        self._whose: dict[tuple[str, int], str] = {}  # client and number of each of them -> person
 
     def take(self, message: Message) -> bool:
         """Whether it is handled now. Otherwise it waits."""
         if message.kind == "cancel":
             asked = _asked(message)
-            for who, each in [(w, m) for w, waiting in self._waiting.items() for m in waiting if _asked(m) == asked]:
+            who = self._whose.get(asked, "")
+            for each in [m for m in self._waiting.get(who, ()) if _asked(m) == asked]:
                 self._forget(who, each)
         who = _who(message)
         if not who or (who not in self._waiting and self._wait_s(who) <= 0):
@@ -49,6 +51,7 @@ class Turns:
         waiting = self._waiting.setdefault(who, deque())
         if len(waiting) < WAITING_EACH_MAX:
             waiting.append(message)
+            self._whose[_asked(message)] = who
         return False
 
     def spending(self, message: Message) -> AbstractContextManager[None]:
@@ -89,6 +92,7 @@ class Turns:
 
     def _forget(self, who: str, message: Message) -> None:
         self._waiting[who].remove(message)
+        self._whose.pop(_asked(message), None)
         if not self._waiting[who]:
             del self._waiting[who]
 
