@@ -43,8 +43,15 @@ class Nodes:
         owner = {"key": "u:1001", "user": "ann", "uid": 1001, "session": "3", "command": "sysctl"}
         resource, change = "sysctl:vm.swappiness", f"c{seq // 4 + 2}"
         if seq % 4 == 3 or seq < 0:
-            drift = {"resource": resource, "change": change, "owner": owner, "opened_ns": wall_ns - BOOT_NS,
-                     "actual": {"value": "10"}, "deviation_n": 50_000_000, "weight_n": 2 * 10**9}  # fmt: skip
+            drift = {
+                "resource": resource,
+                "change": change,
+                "owner": owner,
+                "opened_ns": wall_ns - BOOT_NS,
+                "actual": {"value": "10"},
+                "deviation_n": 50_000_000,
+                "weight_n": 2 * 10**9,
+            }
             opened = {"change": change, "owner": owner, "reopened": False, "resources": [resource]}
             said: list[tuple[str, dict[str, Any]]] = [("drift_detected", drift), ("window_opened", opened)]
         else:
@@ -78,10 +85,16 @@ def main() -> None:
     text = "".join(f'[[key]]\npublic = "{key}"\nname = "{name}"\nrole = "viewer"\n' for name, key in known.items())
     (work / "authorized.toml").write_text(text)
     settings = AggregatorConfig(
-        path=str(work / "aggregator.toml"), name="root", tree="tcp://127.0.0.1:*", events="tcp://127.0.0.1:*",
-        replay="tcp://127.0.0.1:*", http="127.0.0.1:0", journal=f"sqlite://{work}/root.db",
-        secret=str(work / "root.secret"), authorized=str(work / "authorized.toml"),
-    )  # fmt: skip
+        path=str(work / "aggregator.toml"),
+        name="root",
+        tree="tcp://127.0.0.1:*",
+        events="tcp://127.0.0.1:*",
+        replay="tcp://127.0.0.1:*",
+        http="127.0.0.1:0",
+        journal=f"sqlite://{work}/root.db",
+        secret=str(work / "root.secret"),
+        authorized=str(work / "authorized.toml"),
+    )
     aggregator = Aggregator(settings, make_root)
     part = cast("RootPart", aggregator.root)
     part._seals = aggregator.seals = aggregator.relay.tree.gate = None  # these nodes have no keys

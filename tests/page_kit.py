@@ -114,8 +114,15 @@ class Fleet:
         self, node: str, resource: str = "sysctl:vm.swappiness", user: str = "ann", change: str = "c1", n: int = 10**9
     ) -> None:
         t_ns = time.time_ns() - NODE_BOOT_NS
-        said = {"resource": resource, "change": change, "owner": owner(user, "/usr/sbin/sysctl -w x=1"), "opened_ns": t_ns,
-                "actual": {}, "deviation_n": n, "weight_n": 10**9}  # fmt: skip
+        said = {
+            "resource": resource,
+            "change": change,
+            "owner": owner(user, "/usr/sbin/sysctl -w x=1"),
+            "opened_ns": t_ns,
+            "actual": {},
+            "deviation_n": n,
+            "weight_n": 10**9,
+        }
         self.record(
             (node, "drift_detected", said),
             (node, "window_opened", {"change": change, "owner": owner(user), "reopened": False}),

@@ -206,9 +206,19 @@ def test_a_node_that_opens_a_session_and_makes_no_sense_is_said_to_make_none(
 
 @pytest.mark.parametrize(
     "sessions",
-    [None, 7, "s1", {"id": "s1"}, [7], [None], [[]], [{"id": 7}], [{"id": "s1", "attached": [], "terminal": ""}],
-     [{"id": "s1", "attached": "", "terminal": 1}]],
-)  # fmt: skip
+    [
+        None,
+        7,
+        "s1",
+        {"id": "s1"},
+        [7],
+        [None],
+        [[]],
+        [{"id": 7}],
+        [{"id": "s1", "attached": [], "terminal": ""}],
+        [{"id": "s1", "attached": "", "terminal": 1}],
+    ],
+)
 @pytest.mark.parametrize("name", ["", "s1"])
 def test_sessions_of_a_node_that_make_no_sense(sessions: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = there_at(Node({"sessions": sessions}), monkeypatch)

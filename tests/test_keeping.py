@@ -75,10 +75,18 @@ class Agent:
 
     def __init__(self, place: Path) -> None:
         self.config = SimpleNamespace(
-            socket=f"{place}/sock", state_dir=str(place / "state"), shell_sessions=4, shell_roles=("admin",), tasks=9,
-            shell_root=["root"], shell_transcript=False, shell_idle_ns=10**9, shell_detached_ns=10**9, shell_tasks=9,
+            socket=f"{place}/sock",
+            state_dir=str(place / "state"),
+            shell_sessions=4,
+            shell_roles=("admin",),
+            tasks=9,
+            shell_root=["root"],
+            shell_transcript=False,
+            shell_idle_ns=10**9,
+            shell_detached_ns=10**9,
+            shell_tasks=9,
             file_limit=1 << 20,
-        )  # fmt: skip
+        )
         (place / "state").mkdir()
         self.node = SimpleNamespace(state=SimpleNamespace(seq=4))
         self.control = SimpleNamespace(connected=lambda client: True, flush=lambda client: None)

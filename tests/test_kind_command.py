@@ -335,8 +335,13 @@ def test_a_look_that_began_earlier_never_hides_what_a_later_one_saw(kind: Comman
 
 def test_only_so_many_run_at_once_and_all_have_their_turn(kind: Command, tmp_path: Path) -> None:
     for n in range(3 * RUNNING_MAX):
-        kind.learn(f"c{n}", attrs(f"echo >> {tmp_path}/{n}; ls {tmp_path}/*.run 2>/dev/null | wc -l >> {tmp_path}/most; "
-                                  f"touch {tmp_path}/{n}.run; sleep 0.05; rm {tmp_path}/{n}.run; echo x"))  # fmt: skip
+        kind.learn(
+            f"c{n}",
+            attrs(
+                f"echo >> {tmp_path}/{n}; ls {tmp_path}/*.run 2>/dev/null | wc -l >> {tmp_path}/most; "
+                f"touch {tmp_path}/{n}.run; sleep 0.05; rm {tmp_path}/{n}.run; echo x"
+            ),
+        )
     until(lambda: all(isinstance(kind.observe(f"c{n}"), dict) for n in range(3 * RUNNING_MAX)))
     most = max(int(line) for line in (tmp_path / "most").read_text().split())
     assert most < RUNNING_MAX

@@ -183,8 +183,12 @@ def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many() -> None:
 
     def look(client: str, id_: int, user: str, role: str = "viewer") -> bool:
         caller = {"user": user, "role": role, "via": "cluster"}
-        c.up(c.root, "request", {"id": id_, "op": "live", "nodes": None, "timeout_ms": 0, "client": client,
-                                 "caller": caller}, b"{}")  # fmt: skip
+        c.up(
+            c.root,
+            "request",
+            {"id": id_, "op": "live", "nodes": None, "timeout_ms": 0, "client": client, "caller": caller},
+            b"{}",
+        )
         assert c.root is not None
         return (client, id_) in c.root.lookers
 
@@ -233,8 +237,17 @@ def test_a_root_without_a_page_tells_too(root: Root) -> None:
 
 def test_who_is_in_a_session_is_known_and_no_more(root: Root) -> None:
     seen = Sight()
-    opened = {"session": "s1", "owner": owner("ann"), "account": "root", "key": "ann", "from": "10.1.2.3",
-              "terminal": "pts/1", "command": "/bin/passwd secret", "uid": 1, "cgroup": ""}  # fmt: skip
+    opened = {
+        "session": "s1",
+        "owner": owner("ann"),
+        "account": "root",
+        "key": "ann",
+        "from": "10.1.2.3",
+        "terminal": "pts/1",
+        "command": "/bin/passwd secret",
+        "uid": 1,
+        "cgroup": "",
+    }
     seen.take(chunk(0, "n1", line("session_opened", opened)))
     assert [s.user for s in seen.nodes["n1"].sessions.values()] == ["ann"] and seen.left_out == 0
     seen.take(chunk(1, "n1", *(line("session_opened", {**opened, "session": f"x{i}"}) for i in range(100))))

@@ -191,8 +191,11 @@ def test_an_aggregator_tells_what_it_has_and_a_root_that_stands_by_nothing() -> 
 @pytest.mark.invariant("V5")
 def test_hostile_names_end_no_field_and_no_event(fleet: Fleet) -> None:
     fleet.racks = {HOSTILE: HOSTILE}
-    fleet.more = {"groups": [dict.fromkeys(("id", "state", "owner", "message", "nodes"), HOSTILE)], "trouble": HOSTILE,
-                  "holds": [dict.fromkeys(("hold", "owner", "reason", "ends"), HOSTILE)]}  # fmt: skip
+    fleet.more = {
+        "groups": [dict.fromkeys(("id", "state", "owner", "message", "nodes"), HOSTILE)],
+        "trouble": HOSTILE,
+        "holds": [dict.fromkeys(("hold", "owner", "reason", "ends"), HOSTILE)],
+    }
     page = Page(fleet)
     kind, said = page.event()
     assert kind == "whole" and said["groups"][0]["id"] == HOSTILE and HOSTILE in said["plain"]

@@ -15,7 +15,8 @@ from public_root import Chain
 from pact.cluster import page
 from pact.cluster.committer import Durable, Elected
 from pact.cluster.nodesets import Folded, NodeSets
-from pact.cluster.rootpart import RootPart, States
+from pact.cluster.rootpart import RootPart
+from pact.cluster.states import States
 from pact.cluster.turns import Turns
 from pact.core.records import GENESIS
 from pact.core.root import payloads

@@ -40,8 +40,19 @@ def owner(user: str = "ann", command: str = "/usr/bin/vi secret") -> dict[str, A
 
 
 def drift(resource: str = "file:/a", change: str = "c1", **more: Any) -> dict[str, Any]:
-    return line("drift_detected", {"resource": resource, "change": change, "owner": owner(), "opened_ns": 5,
-                                   "actual": None, "deviation_n": 10**9, "weight_n": 10**9, **more})  # fmt: skip
+    return line(
+        "drift_detected",
+        {
+            "resource": resource,
+            "change": change,
+            "owner": owner(),
+            "opened_ns": 5,
+            "actual": None,
+            "deviation_n": 10**9,
+            "weight_n": 10**9,
+            **more,
+        },
+    )
 
 
 def of_node(state: State) -> dict[str, Any]:
@@ -135,8 +146,30 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ["change", "into", "resource", "resources", "owner", "opened_ns", "weight_n", "deviation_n", "reason", "holders", "by",
-          "ends", "hold", "settings", "by_ns", "restored", "forgotten", "taken", "members", "message", "observer", "user"]  # fmt: skip
+FIELDS = [
+    "change",
+    "into",
+    "resource",
+    "resources",
+    "owner",
+    "opened_ns",
+    "weight_n",
+    "deviation_n",
+    "reason",
+    "holders",
+    "by",
+    "ends",
+    "hold",
+    "settings",
+    "by_ns",
+    "restored",
+    "forgotten",
+    "taken",
+    "members",
+    "message",
+    "observer",
+    "user",
+]
 
 
 @pytest.mark.invariant("V6")

@@ -55,11 +55,25 @@ def spoiled(value: Any, rng: random.Random) -> Any:
         return value
 
 
-SESSION = {"id": "s1", "user": "bob", "account": "root", "from": "10.0.0.7", "since": "2027-01-15T08:00:00Z",
-           "terminal": "pts/3", "command": "", "attached": "bob", "ended": False}  # fmt: skip
+SESSION = {
+    "id": "s1",
+    "user": "bob",
+    "account": "root",
+    "from": "10.0.0.7",
+    "since": "2027-01-15T08:00:00Z",
+    "terminal": "pts/3",
+    "command": "",
+    "attached": "bob",
+    "ended": False,
+}
 HOLD = {"id": "h1", "change": "c1", "owner": "ann", "reason": "why", "ends": "2027-01-15T08:00:00Z"}
-RECORD = {"seq": 4, "type": "hold_placed", "data": {"reason": "r"}, "time": "2027-01-15T08:00:00Z",
-          "actor": {"user": "ann", "via": "socket"}}  # fmt: skip
+RECORD = {
+    "seq": 4,
+    "type": "hold_placed",
+    "data": {"reason": "r"},
+    "time": "2027-01-15T08:00:00Z",
+    "actor": {"user": "ann", "via": "socket"},
+}
 
 
 @pytest.mark.invariant("Y2")
@@ -94,8 +108,18 @@ def test_no_answer_of_a_node_ends_it(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(300))
 def test_no_message_of_a_root_ends_it(seed: int) -> None:
     rng = random.Random(seed)
-    group = {"id": "g7", "state": "open", "owner": "ann", "nodes": "n[1-3]", "members": 3, "done": 3, "decision": "x",
-             "why": "w", "blocked": [["n1", "w", [{"pid": 1, "user": "u", "command": "c"}]]], "in_way": 4}  # fmt: skip
+    group = {
+        "id": "g7",
+        "state": "open",
+        "owner": "ann",
+        "nodes": "n[1-3]",
+        "members": 3,
+        "done": 3,
+        "decision": "x",
+        "why": "w",
+        "blocked": [["n1", "w", [{"pid": 1, "user": "u", "command": "c"}]]],
+        "in_way": 4,
+    }
     good = told(
         set={
             "n1": row("drifted", open_(group="g7"), sessions=[["s1", "eve", 1]]),
@@ -126,8 +150,11 @@ def test_no_message_of_a_root_ends_it(seed: int) -> None:
 def test_what_was_not_understood_is_not_forgotten_with_the_next_news() -> None:
     desk = Desk(Fleet(), _test)
     desk.heard(told(set={"n1": row(), "n2": row()}), NOW_S, NOW_MS)
-    desk.heard(told(1, "news", set={"n1": row("drifted", open_()), "n2": ["r1", "failed", "", [], 0, [], "new"]}),
-               NOW_S, NOW_MS)  # fmt: skip
+    desk.heard(
+        told(1, "news", set={"n1": row("drifted", open_()), "n2": ["r1", "failed", "", [], 0, [], "new"]}),
+        NOW_S,
+        NOW_MS,
+    )
     assert "NOT LIVE" in "\n".join(picture(desk))
     desk.heard(told(2, "news", set={"n1": row("blocked", open_(state="blocked"))}), NOW_S, NOW_MS)
     text = "\n".join(picture(desk))

@@ -90,9 +90,11 @@ def test_what_an_operator_may_settle_is_not_shown_to_them(agent: Agent) -> None:
     agent.declare(f'[sysctl]\n"{NAME}" = "{KEYS[0]}"\n')
     key = f"{TOP}/key"
     agent.world.path(key).write_text(KEYS[1])
-    agent.world.sh(f"setpriv --reuid=1234 --regid=1234 --clear-groups --inh-caps=+dac_override,+net_admin "
-                   "--ambient-caps=+dac_override,+net_admin sh -c 'read -r line; "
-                   f"echo $line > /proc/sys/net/ipv4/tcp_fastopen_key; sleep 1' < {key}")  # fmt: skip  # it stays a while
+    agent.world.sh(
+        f"setpriv --reuid=1234 --regid=1234 --clear-groups --inh-caps=+dac_override,+net_admin "
+        "--ambient-caps=+dac_override,+net_admin sh -c 'read -r line; "
+        f"echo $line > /proc/sys/net/ipv4/tcp_fastopen_key; sleep 1' < {key}"
+    )  # it stays a while
     change = agent.drifted(f"sysctl:{NAME}")
     assert change["owner"]["uid"] == 1234
     dry = agent.pact("--json", "rollback", "--dry-run", **OPS).out

@@ -100,8 +100,10 @@ def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
     results = dict(event.results)
     recording.converged(node, results, "undo", job.caller.actor, owed=owed)
     holders = job.work.holders
-    node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
-               for s in event.sightings)  # fmt: skip  # what was another's drift is his again
+    node.sight(
+        replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
+        for s in event.sightings
+    )  # what was another's drift is his again
     node.sight(Sighting(s.resource, s.observation) for s in event.moved)
     owing = untold.keep(node, event, job.caller.owner, "undo", job.caller.actor)
     node.recheck(job.ids)

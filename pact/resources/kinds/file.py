@@ -185,8 +185,11 @@ class File(Kind):
             return 0 if declared == actual else WHOLE_N
         if any(declared[k] != actual.get(k) for k in ("type", "sha256", "target") if k in declared):
             return WHOLE_N
-        if any(declared[k] != actual.get(k) for k in ("mode", "xattrs") if k in declared and (
-            k != "mode" or declared["type"] != "symlink")):  # fmt: skip  # an older version let the mode of a link in
+        if any(
+            declared[k] != actual.get(k)
+            for k in ("mode", "xattrs")
+            if k in declared and (k != "mode" or declared["type"] != "symlink")
+        ):  # an older version let the mode of a link in
             return HALF_N
         if "flags" in declared and declared["flags"] != actual.get("flags", ""):
             return HALF_N
