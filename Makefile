@@ -101,8 +101,11 @@ QUICK := $(wildcard $(addprefix tests/test_,core_*.py groups*.py journal_*.py re
   requests.py config.py toml.py render.py folds.py nodesets.py limits.py strict.py sysctl_text.py litter.py textdiff.py \
   tidy.py tidy_kinds.py member.py specs.py))
 
+# Lint and types, too, are among the tests. They have targets of their own, and types alone take a minute the first time.
 test-quick: compiled
-	$(BIN)/python -m pytest -q -m "not root and not alone" --numprocesses=2 --dist=loadscope $(QUICK)
+	$(BIN)/python -m pytest -q -m "not root and not alone" --numprocesses=2 --dist=loadscope $(QUICK) \
+	  --deselect tests/test_tidy.py::test_ruff_has_nothing_to_say \
+	  --deselect tests/test_tidy.py::test_types_are_strict --deselect tests/test_tidy.py::test_imports_run_one_way
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check pact tests bench demo setup.py

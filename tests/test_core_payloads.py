@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_older_data import JOURNALS
 
 from pact.core import records
 from pact.core.node import payloads as node
@@ -16,7 +17,6 @@ from pact.core.root import payloads as root
 from pact.core.settings import Settings
 from pact.model import Owner
 from pact.values import NOTHING
-from tests.test_older_data import JOURNALS
 
 FORMATS = (Path(__file__).parent.parent / "specs" / "formats.md").read_text()
 ANN = Owner("uid:7", "ann", 7, None, "vi")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,12 +67,18 @@ def forbidden() -> set[str]:
     return set(contract["forbidden_modules"])
 
 
+@cache
+def import_statements(path: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Those at its top, in functions, and for types alone."""
+    return tuple(n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom))
+
+
 def imports(path: Path) -> set[str]:
     out: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             out.update(a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             out.add(node.module)
     return out
 
@@ -98,9 +105,9 @@ def test_the_core_imports_no_clock_socket_thread_random_source_or_logger(path: P
 
 
 def modules_imported(path: Path, known: set[str]) -> set[str]:
-    """The files of pact that this one imports: at its top, in functions, and for types alone."""
+    """The files of pact that this one imports."""
     out: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{a.name}" for a in node.names]

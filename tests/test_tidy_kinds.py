@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def named(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
+@cache
 def found() -> dict[str, list[tuple[int, str]]]:
     out: dict[str, list[tuple[int, str]]] = {}
     for path in sorted((ROOT / "pact").rglob("*.py")):
