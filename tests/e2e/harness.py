@@ -69,6 +69,9 @@ class World:
     """A mount and a network namespace, held open by one sleeping process."""
 
     spaces: Sequence[str] = SPACES  # that commands enter
+    cold = (
+        False  # an interpreter of its own for each process, as where a package's kind opens something when it is read
+    )
 
     def __init__(self) -> None:
         self.holder = subprocess.Popen(
@@ -90,11 +93,6 @@ class World:
         assert self.holder.stdout.readline() == b"ready\n", "the namespaces could not be made"
         self.started: list[subprocess.Popen[Any] | Started] = []
         self.env: dict[str, str] = {}  # beside the environment that all have
-
-    @property
-    def packaged(self) -> bool:
-        """Whether kinds of other packages are read, which may open something then: no two processes may share that."""
-        return "PYTHONPATH" in self.env
 
     @property
     def entered(self) -> int:
@@ -144,10 +142,17 @@ class World:
         assert not check or out.code == 0, out
         return out
 
-    def command(self, words: Sequence[str], input: bytes, timeout: float = COMMAND_S, user: User | None = None) -> Done:
-        """A command of pact, by default as root, in a process of its own that starts warm."""
+    def command(
+        self,
+        words: Sequence[str],
+        input: bytes,
+        timeout: float = COMMAND_S,
+        user: User | None = None,
+        kind: str = "commands",
+    ) -> Done:
+        """A command of pact, by default as root, in a process of its own that starts warm. ``kind``: see ``warm``."""
         env = {**environment(), **self.env}
-        code, out, err = warm("commands", env).call(words, env, self.entered, input, timeout, user, self.spaces)
+        code, out, err = warm(kind, env).call(words, env, self.entered, input, timeout, user, self.spaces)
         return Done(code, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "surrogateescape"))
 
     def python(self, script: str, *args: str) -> subprocess.Popen[Any]:
@@ -259,7 +264,7 @@ class Agent:
         assert self.process is None, "it runs already"
         with open(self.log_path, "ab") as log:
             words = ["agent", "--config", str(self.config_path)]
-            if self.before or self.cold or self.world.packaged:
+            if self.before or self.cold or self.world.cold:
                 command = [*self.before, sys.executable, "-m", "pact.cli.main", *words]
                 self.process = self.world.popen(command, stdout=log, stderr=log)
             else:
@@ -288,11 +293,14 @@ class Agent:
         self.stop(number)
         self.start()
 
-    def refuses_to_start(self) -> Done:
-        """Run it where it cannot: its exit code and what it says."""
-        return self.world.call(
-            [sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)], check=False, timeout=30
-        )
+    def refuses_to_start(self, *, cold: bool = False) -> Done:
+        """Run it where it cannot: its exit code and what it says. ``cold``: in an interpreter of its own, where it is the
+        reading of modules that fails.
+        """
+        words = ["agent", "--config", str(self.config_path)]
+        if cold or self.world.cold:
+            return self.world.call([sys.executable, "-m", "pact.cli.main", *words], check=False, timeout=30)
+        return self.world.command(words, b"", timeout=30, kind="agents")
 
     def close(self) -> None:
         if self.process is not None:
@@ -316,7 +324,7 @@ class Agent:
         """The command line, by default as root; ``check`` is the exit code that is expected (``None``: any)."""
         user = User(uid, gid or uid, tuple(groups)) if uid else None
         words = ["--socket", self.socket, *args]
-        if self.world.packaged:
+        if self.world.cold:
             who = user.setpriv() if user else []
             command = [*who, sys.executable, "-m", "pact.cli.main", *words]
             done = self.world.call(command, check=False, input=input)

@@ -37,6 +37,7 @@ def agent(world: World, make_agent: Callable[..., Agent], tmp_path: Path) -> Ite
     )
     world.sh("ln -sf /usr/share/zoneinfo/Etc/UTC /etc/localtime")
     world.env = {"PYTHONPATH": f"{place}{os.pathsep}{REPOSITORY}"}
+    world.cold = True  # as on a site, from the reading of the package on
     made = make_agent(observe={"rescan": "1h"})
     made.start()
     yield made

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, Agent, environment, toml, wait_until
+from harness import Agent, Done, environment, toml, wait_until
+from warm import warm
+
+from pact.net.keys import keygen
 
 OTHER = 12345
 MakeAgent = Callable[..., Agent]
@@ -81,16 +82,11 @@ def test_what_changes_later_is_asked_about_again(fresh: Agent) -> None:
     assert '"adopted"' not in (fresh.base / "hooked").read_text()
 
 
-def aggregator(base: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pact.cli.main", "aggregator", "--config", str(base / "root.toml")],
-        env=environment(),
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+def aggregator(base: Path) -> Done:
+    """Run it where it cannot start."""
+    words = ["aggregator", "--config", str(base / "root.toml")]
+    code, out, err = warm("aggregators", environment()).call(words, environment(), 0, b"", 30)
+    return Done(code, out.decode(), err.decode())
 
 
 @pytest.mark.invariant("S9")
@@ -100,13 +96,8 @@ def aggregator(base: Path) -> subprocess.CompletedProcess[str]:
 def test_an_aggregator_does_not_start_on_what_others_could_have_written(tmp_path: Path, name: str) -> None:
     base = tmp_path / "agg"
     (base / "data").mkdir(parents=True)
-    subprocess.run(
-        [sys.executable, "-m", "pact.cli.main", "keygen", "root1", "--dir", str(base / "keys")],
-        check=True,
-        env=environment(),
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-    )
+    (base / "keys").mkdir(mode=0o700)
+    keygen("root1", str(base / "keys"))
     (base / "authorized.toml").write_text("")
     (base / "data/root.db").write_bytes(b"")
     (base / "root.toml").write_text(
@@ -116,10 +107,10 @@ def test_an_aggregator_does_not_start_on_what_others_could_have_written(tmp_path
     path = base / name
     os.chown(path, OTHER, OTHER)
     done = aggregator(base)
-    assert done.returncode == 2 and f": {path} belongs to uid {OTHER}" in done.stderr, done
+    assert done.code == 2 and f": {path} belongs to uid {OTHER}" in done.err, done
     os.chown(path, 0, 0)
     (base / "root.toml").write_text((base / "root.toml").read_text().replace("name", "nam"))
-    assert "nam" in aggregator(base).stderr, "now it is only its configuration that is wrong"
+    assert "nam" in aggregator(base).err, "now it is only its configuration that is wrong"
 
 
 @pytest.mark.invariant("S9")

@@ -139,7 +139,7 @@ def test_a_package_that_cannot_be_loaded_keeps_the_agent_from_starting_and_is_na
     (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (broken / "entry_points.txt").write_text("[pact.kinds]\nlamp = nowhere:KIND\n")
     toys.env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{REPOSITORY}"
-    said = make_agent().refuses_to_start()
+    said = make_agent().refuses_to_start(cold=True)
     assert said.code != 0 and "lamp" in said.err and "cannot be loaded" in said.err and "Traceback" not in said.err
 
 
@@ -149,7 +149,7 @@ def test_a_package_that_others_could_have_written_is_not_run(agent: Agent, packa
     code = package / "pact_toy" / "__init__.py"
     code.chmod(0o666)
     try:
-        said = agent.refuses_to_start()
+        said = agent.refuses_to_start(cold=True)
     finally:
         code.chmod(0o644)
     assert said.code != 0 and str(code) in said.err and "package of the kind 'toy'" in said.err, said

@@ -263,6 +263,7 @@ def serve(sock: socket.socket) -> dict[str, Any]:
     """Fork for each message, and say of each process its number and how it ended, until there is nobody any more who
     sends some. Returns, in a forked process, what it is asked to be.
     """
+    modules = _descriptors() - {sock.fileno()}  # what was opened by modules that were read
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
         while True:
@@ -277,7 +278,7 @@ def serve(sock: socket.socket) -> dict[str, Any]:
                     os._exit(0)
                 pid = os.fork()
                 if pid == 0:
-                    return _begun(json.loads(message), fds)
+                    return _begun(json.loads(message), fds, modules)
                 *others, told = fds
                 for fd in others:
                     os.close(fd)
@@ -292,11 +293,22 @@ def _ended(pid: int, told: int) -> None:
     os.close(told)
 
 
-def _begun(asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """The descriptors, the environment, the namespaces and the user of a process that was forked."""
+def _descriptors() -> set[int]:
+    """Those that are open, but for that of the look itself."""
+    return {int(fd) for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")}
+
+
+def _begun(asked: dict[str, Any], fds: list[int], modules: set[int]) -> dict[str, Any]:
+    """The descriptors, the environment, the namespaces and the user of a process that was forked. ``modules``: the
+    descriptors of those that it has read, which they go on using.
+    """
     for to, fd in enumerate(fds[:3]):
         os.dup2(fd, to)
-    os.closerange(3, DESCRIPTORS_MAX)  # those of its parent's other processes too
+    first = 3
+    for kept in sorted(fd for fd in modules if fd >= first):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, DESCRIPTORS_MAX)  # those of its parent's other processes too
     spaces = (
         []
         if not asked["namespaces"]
