@@ -306,12 +306,10 @@ class Kit:
         return "\n".join(f"-- {p.name}\n{p.read_text()[-3000:]}" for p in self.base.glob("*.log"))
 
     def ask(self, path: str, op: str, **args: Any) -> Any:
-        """A request to an agent's control socket, while the root turns."""
+        """A request to an agent's control socket, from when it listens, while the root turns."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.setblocking(False)
-            self.until(
-                lambda: sock.connect_ex(path) == 0, f"{path} is listened to"
-            )  # its name is there a moment before
+            self.until(lambda: sock.connect_ex(path) == 0, f"{path} listens")  # first it is bound
             sock.sendall(orjson.dumps({"v": 1, "op": op, "args": args}) + b"\n")
             data = b""
             while not data.endswith(b"\n"):

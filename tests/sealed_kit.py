@@ -90,7 +90,6 @@ class Between(Hostile):
         parent = ("agg1", self.below) if at == "agg1" else ("root1", self.url)
         lines = f'roots = ["{self.public["root1"]}"]\n' if roots else ""
         sock = self.start_agent(name, parent, cluster=lines + (SEALED if sealed else ""), base=base)
-        self.until(lambda: Path(sock).exists(), f"{name} starts")
         self.until(lambda: self.ask(sock, "status")["result"]["cluster"]["connected"], f"{name} has a parent")
         return sock
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from harness import Agent, wait_until
@@ -11,6 +12,12 @@ from harness import Agent, wait_until
 FORWARD = "net.ipv4.ip_forward"
 ALL = "net.ipv4.conf.all.forwarding"
 ROOT = "/proc/sys/"
+RESCAN_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return {"observe": {"rescan": f"{RESCAN_S}s"}}
 
 
 def get(agent: Agent, name: str) -> str:
@@ -46,7 +53,7 @@ def vm(agent: Agent) -> Iterator[Agent]:
 def no_drift(agent: Agent) -> None:
     """Also after everything was looked at twice more."""
     for _ in range(2):
-        time.sleep(2.2)
+        time.sleep(RESCAN_S + 0.2)
         assert agent.status()["changes"] == [], agent.status()["changes"]
 
 
@@ -121,17 +128,18 @@ def test_a_rollback_does_not_take_away_what_another_has_drifted(links: Agent) ->
 
 
 @pytest.mark.invariant("C8")
-def test_a_write_to_an_undeclared_sysctl_is_seen_by_what_it_moves(links: Agent) -> None:
-    links.adopt(f"sysctl:{ALL}", "sysctl:net.ipv4.conf.hsn0.forwarding")
-    links.configure({})
-    before = len(links.records("drift_detected"))
+def test_a_write_to_an_undeclared_sysctl_is_seen_by_what_it_moves(links: Agent, another: Callable[..., Agent]) -> None:
+    """By the event, as no rescan comes."""
+    agent = another(observe={"rescan": "1h"})
+    agent.adopt(f"sysctl:{ALL}", "sysctl:net.ipv4.conf.hsn0.forwarding")
+    before = len(agent.records("drift_detected"))
     put(links, FORWARD, 1)
-    change = wait_until(lambda: links.change_of(f"sysctl:{ALL}"), "it is seen by the event, not by a rescan", 1.5)
+    change = wait_until(lambda: agent.change_of(f"sysctl:{ALL}"), "it is seen")
     assert set(change["resources"]) == {f"sysctl:{ALL}", "sysctl:net.ipv4.conf.hsn0.forwarding"}
-    new = links.records("drift_detected")[before:]
+    new = agent.records("drift_detected")[before:]
     assert {r["data"]["with"] for r in new} == {f"sysctl:{FORWARD}"}
-    links.pact("commit", f"sysctl:{ALL}", "-m", "both")
-    assert links.status()["changes"] == []
+    agent.pact("commit", f"sysctl:{ALL}", "-m", "both")
+    assert agent.status()["changes"] == []
 
 
 @pytest.mark.invariant("C8")
