@@ -68,8 +68,8 @@ def asked(agent: Agent, op: str, role: str = "admin", **args: Any) -> list[Any]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at the clock takes half a slice: pieces are counted, not timed."""
-    ticks = itertools.count(10**9, lookfirst.SLICE_NS // 2)
+    """Each look at the clock takes half a turn: pieces are counted, not timed."""
+    ticks = itertools.count(10**9, lookfirst.TURN_NS // 2)
     monkeypatch.setattr(lookfirst, "time", SimpleNamespace(monotonic_ns=lambda: next(ticks)))
 
 

@@ -69,9 +69,9 @@ def agent(place: Path) -> Iterator[Agent]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at the clock takes half a slice: steps are counted, not timed."""
-    for module, slice_ns in ((lookfirst, lookfirst.SLICE_NS), (diffing, diffing.SLICE_NS)):
-        ticks = itertools.count(10**9, slice_ns // 2)
+    """Each look at the clock takes half a turn: steps are counted, not timed."""
+    for module, turn_ns in ((lookfirst, lookfirst.TURN_NS), (diffing, diffing.TURN_NS)):
+        ticks = itertools.count(10**9, turn_ns // 2)
         monkeypatch.setattr(
             module, "time", SimpleNamespace(monotonic_ns=lambda ticks=ticks: next(ticks), monotonic=time.monotonic)
         )
@@ -105,7 +105,7 @@ def most_in_a_turn(agent: Agent, calls: list[Any], answer: list[Any]) -> int:
         if answer:
             return most
         agent.requests.first.turn()
-        agent.requests.slices.turn(agent)
+        agent.requests.long_answers.turn(agent)
         agent._take_results()
         agent.control.serve(agent.requests.line)
         most, before = max(most, len(calls) - before), len(calls)
@@ -324,15 +324,15 @@ def test_an_administrator_s_answer_waits_for_one_comparison_of_a_viewer_s_diff(
     monkeypatch.setattr(views.Differing, "written", noted)
     viewer = asked(agent, "diff")
     while not begun.is_set():
-        agent.requests.slices.turn(agent)
+        agent.requests.long_answers.turn(agent)
     admin = asked(agent, op, "admin", **({"count": 1} if op == "log" else {}))
     for _ in range(3):
-        agent.requests.slices.turn(agent)
+        agent.requests.long_answers.turn(agent)
     go_on.set()
     for _ in range(20_000):
         if viewer and admin:
             break
-        agent.requests.slices.turn(agent)
+        agent.requests.long_answers.turn(agent)
         agent._take_results()
         time.sleep(0.001)
     assert len(viewer[0]["result"]["resources"]) == FILES

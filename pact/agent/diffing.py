@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pact.agent.driver import Driver
 
 #: How long one turn of the loop gathers.
-SLICE_NS: Final = 4_000_000
+TURN_NS: Final = 4_000_000
 LOOK_EVERY: Final = 16
 #: Entries of an answer that are in memory at once.
 PIECE: Final = 256
@@ -38,11 +38,13 @@ SORTED_AT_ONCE: Final = 1_000
 HEAD: Final = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"resources":['
 
 
-def gather(tellers: Tellers, slices: Slices, client: Client, token: int, targets: Sequence[str]) -> Iterator[bool]:
+def gather(
+    tellers: Tellers, long_answers: LongAnswers, client: Client, token: int, targets: Sequence[str]
+) -> Iterator[bool]:
     """Gather step by step; each step is short. True: a piece is being written, and the next step is for when the client
     has read it. Raises UsageError for an unknown target."""
     ids = views.diff_ids(tellers.agent.node, client.caller, targets)
-    return _gather(Answer(tellers, slices, client, token), frozenset(targets), ids)
+    return _gather(Answer(tellers, long_answers, client, token), frozenset(targets), ids)
 
 
 def _gather(answer: Answer, targets: Collection[str], ids: list[str]) -> Iterator[bool]:
@@ -90,7 +92,7 @@ class Answer:
     than what the agent may use."""
 
     tellers: Tellers
-    slices: Slices
+    long_answers: LongAnswers
     client: Client
     token: int
     begun: bool = False  # a piece was sent
@@ -121,7 +123,7 @@ class Answer:
                     if found:
                         client.when_taken(lambda: self.write(found, rest))
                     elif not last:
-                        client.when_taken(lambda: self.slices.resume(self.token))
+                        client.when_taken(lambda: self.long_answers.resume(self.token))
                     agent.control.flush(client)
                 return Ticked(t_ns, wall_ns)
 
@@ -169,7 +171,7 @@ def _written(found: views.Differing, blobs: Blobs) -> bytes:
 
 
 @dataclass(slots=True)
-class Slice:
+class LongAnswer:
     """One long piece of work for a client."""
 
     client: Client
@@ -177,21 +179,21 @@ class Slice:
     steps: Iterator[bool]
 
 
-class Slices:
+class LongAnswers:
     """Long work on the loop: one piece at a time, and the next piece of one person only after that person has read the
     answer of the one before. So the memory is bounded, however many clients ask, and however often. Administrators'
     pieces come first."""
 
     def __init__(self) -> None:
-        self._waiting: list[Slice] = []
-        self._active: Slice | None = None
-        self._given: list[Slice] = []  # their pieces are being written, or wait to be read
+        self._waiting: list[LongAnswer] = []
+        self._active: LongAnswer | None = None
+        self._given: list[LongAnswer] = []  # their pieces are being written, or wait to be read
         self._stuck = False  # every waiting client has unread answers: an event will tell when one reads
 
     def add(self, client: Client, token: int, steps: Iterator[bool]) -> None:
-        self._wait(Slice(client, token, steps))
+        self._wait(LongAnswer(client, token, steps))
 
-    def _wait(self, one: Slice) -> None:
+    def _wait(self, one: LongAnswer) -> None:
         self._waiting.append(one)
         self._waiting.sort(key=lambda s: not s.client.admin)
         self._stuck = False
@@ -217,7 +219,7 @@ class Slices:
         active = self._active
         if active is None:
             return
-        ends_ns = time.monotonic_ns() + SLICE_NS
+        ends_ns = time.monotonic_ns() + TURN_NS
         for at, is_written in enumerate(active.steps):
             if is_written:
                 break
@@ -226,10 +228,10 @@ class Slices:
         self._active = None
         self._given.append(active)
 
-    def _gives_way(self, active: Slice) -> bool:
+    def _gives_way(self, active: LongAnswer) -> bool:
         return not active.client.admin and any(s.client.admin for s in self._waiting)
 
-    def _next(self, agent: Driver, active: Slice | None) -> Slice | None:
+    def _next(self, agent: Driver, active: LongAnswer | None) -> LongAnswer | None:
         if active is not None:
             self._wait(active)
         self._waiting = [s for s in self._waiting if agent.control.connected(s.client)]
@@ -241,5 +243,5 @@ class Slices:
         return None
 
 
-def _is_owed(one: Slice) -> bool:
+def _is_owed(one: LongAnswer) -> bool:
     return one.token in one.client.tokens or one.client.wants_write()

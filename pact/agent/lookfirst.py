@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pact.agent.sightings import Sightings
 
 #: How long a turn of the loop looks.
-SLICE_NS: Final = 8_000_000
+TURN_NS: Final = 8_000_000
 #: Whose requests come first, by role; all others' come last. "agent": the root's own.
 RANKS: Final = {"agent": 0, "admin": 0, "ops": 1}
 OLDEST_EVERY: Final = 8  # turns
@@ -62,7 +62,7 @@ class LookFirst:
         request, in short steps, before and after the look."""
         wait = Waiting(client, self._agent.next_token(), then)
         wait.steps = chain(_counted(wait, before), self._agent.looking(hurries), _counted(wait, after))
-        if not self._waiting and self._looked(wait, time.monotonic_ns() + SLICE_NS):
+        if not self._waiting and self._looked(wait, time.monotonic_ns() + TURN_NS):
             return
         client.tokens.add(wait.token)
         self._waiting.append(wait)
@@ -72,7 +72,7 @@ class LookFirst:
 
     def turn(self) -> None:
         """A few milliseconds for the first ones."""
-        control, ends_ns = self._agent.control, time.monotonic_ns() + SLICE_NS
+        control, ends_ns = self._agent.control, time.monotonic_ns() + TURN_NS
         self._waiting = [w for w in self._waiting if self._counts(w.client)]
         self._turns += 1
         oldest = self._turns % OLDEST_EVERY == 0

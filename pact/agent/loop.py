@@ -260,7 +260,7 @@ class Agent(Sightings):
         now_ns = self.clock.now_ns()
         if (
             self.between.served
-            or self.requests.slices.runs()
+            or self.requests.long_answers.runs()
             or self.requests.first.runs()
             or self.control.waiting()
             or (self.watching.has_due and not self.journal_error)
@@ -334,7 +334,7 @@ class Agent(Sightings):
         self.sessions.turn()
         self.control.serve(self.requests.line)
         self.requests.tellers.turn()
-        self.requests.slices.turn(self)
+        self.requests.long_answers.turn(self)
         self.requests.first.turn()
         self.control.listen_again()
         self.control.show_life()
@@ -356,7 +356,7 @@ class Agent(Sightings):
                 self.step(Ticked(*self.now()))
         if now_ns >= self._next_health_ns:
             self._check_health()
-            garbage.search(quiet=not (self.node.jobs or self.requests.slices.runs() or self.control.waiting()))
+            garbage.search(quiet=not (self.node.jobs or self.requests.long_answers.runs() or self.control.waiting()))
         if self.watching.cycles != self._cycles:
             self._cycles = self.watching.cycles
             self.look_at_unreadable()

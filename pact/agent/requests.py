@@ -90,7 +90,7 @@ class Requests:
         self.agent = agent
         self.sessions: Sessions | None = None  # until the loop has found them
         self.tellers = telling.Tellers(agent)
-        self.slices = diffing.Slices()
+        self.long_answers = diffing.LongAnswers()
         self.first = LookFirst(agent)
         self._viewers_looks = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
@@ -373,9 +373,9 @@ class Requests:
 
     def _diff(self, client: Client, request: ops.Diff) -> None:
         token = self.agent.next_token()
-        steps = diffing.gather(self.tellers, self.slices, client, token, list(request.targets))
+        steps = diffing.gather(self.tellers, self.long_answers, client, token, list(request.targets))
         client.tokens.add(token)
-        self.slices.add(client, token, steps)
+        self.long_answers.add(client, token, steps)
 
     def _log(self, client: Client, request: ops.Log) -> None:
         count = request.count

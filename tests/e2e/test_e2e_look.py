@@ -275,7 +275,7 @@ def test_a_name_with_control_characters_cannot_move_the_terminal(agent: Agent) -
 
 
 def test_a_diff_of_thousands_lets_others_in_between(agent: Agent) -> None:
-    """Gathered a slice at a time: who asks after it is answered before it."""
+    """Gathered a piece at a time: who asks after it is answered before it."""
     count = 4000
     agent.world.sh(f"mkdir -p {TOP}/many; for n in $(seq {count}); do echo a > {TOP}/many/$n; done")
     agent.adopt(f"file:{TOP}/many/*")

@@ -181,7 +181,7 @@ def request(data: bytes) -> None:
     root = bool(feed.number() & 1)
     agent = Agent(_world(root))
     handling = Requests(agent)  # type: ignore[arg-type]
-    handling.slices.add = lambda c, t, steps: None  # type: ignore[method-assign]
+    handling.long_answers.add = lambda c, t, steps: None  # type: ignore[method-assign]
     for _ in range(4):
         if not feed:
             break
