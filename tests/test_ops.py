@@ -47,6 +47,17 @@ GIVEN: dict[str, Any] = {
 BY_THE_SHELL = {"redo"}
 
 
+def below(cls: type[ops.Op]) -> set[type[ops.Op]]:
+    found = set(cls.__subclasses__())
+    return found.union(*map(below, found))
+
+
+def test_each_class_has_a_name_by_which_it_is_asked() -> None:
+    named = {*ops.AT_NODE.values(), *ops.AT_ROOT.values()}
+    others_are_made_of = {ops.Changing, ops.FromRoot, ops.AtRoot}
+    assert below(ops.Op) - named == {*others_are_made_of, ops.GoBack}, "the shell makes that one of a rollback"
+
+
 def changing() -> list[str]:
     return [name for name, op in ops.AT_NODE.items() if op.changes]
 

