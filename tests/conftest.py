@@ -34,6 +34,24 @@ APART = (
     "test_demo.py",
     "test_e2e_readme.py",
 )
+#: Beside those below ``e2e``, the files that take longest: the last ones to run are short, so that no process waits long.
+LONG = (
+    "test_bench_cluster.py",
+    "test_exec_real.py",
+    "test_fuzz_corpora.py",
+    "test_journal_index.py",
+    "test_kind_link_kernel.py",
+    "test_package_plans.py",
+    "test_page_chromium.py",
+    "test_render.py",
+    "test_rootlog_etcd.py",
+    "test_session.py",
+    "test_sight.py",
+    "test_simulation.py",
+    "test_streams_real.py",
+    "test_tree_simulation.py",
+    "test_wheel_file.py",
+)
 HERE = Path(__file__).parent
 #: Tools that some tests need, and Debian's packages of them: ``make deps`` installs all of them.
 TOOLS = {
@@ -84,10 +102,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def takes_long(path: Path) -> bool:
+    return HERE / "e2e" in path.parents or path.name in LONG
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (item.path.name not in APART, HERE / "e2e" not in item.path.parents))
+        items.sort(key=lambda item: (item.path.name not in APART, not takes_long(item.path)))
 
 
 @pytest.hookimpl(optionalhook=True)
