@@ -36,9 +36,11 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
     assert made.child is not None
     time.sleep(0.5)
     made.child.send_signal(signal.SIGSTOP)
+    pid = made.child.pid
     yield made
-    made.child.kill()
-    made.child.wait()
+    os.kill(pid, signal.SIGKILL)  # by its number: after ``close`` its object takes it for one that has ended
+    os.waitpid(pid, 0)
+    made.child.returncode = 0
 
 
 def test_a_wish_that_it_does_not_read_waits_and_is_read_later(keeper: Keeper) -> None:
