@@ -69,9 +69,8 @@ class World:
     """A mount and a network namespace, held open by one sleeping process."""
 
     spaces: Sequence[str] = SPACES  # that commands enter
-    cold = (
-        False  # an interpreter of its own for each process, as where a package's kind opens something when it is read
-    )
+    #: An interpreter of its own for each process, as where a package's kind opens something when it is read.
+    cold = False
 
     def __init__(self) -> None:
         self.holder = subprocess.Popen(

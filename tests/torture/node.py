@@ -53,6 +53,8 @@ CONFIG: dict[str, dict[str, Any]] = {
 class Here(World):
     """The namespaces that this process is in itself."""
 
+    cold = True  # each process reads ``sitecustomize`` for itself
+
     def __init__(self, base: Path) -> None:
         self.started: list[subprocess.Popen[Any]] = []
         self.env = environment()
