@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from test_seals import World
 
 from pact.core.root.envelope import PACT
+from pact.core.tree import seals
 from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
 from pact.core.tree.member import Answered, CarryOut, Member
 from pact.core.tree.member import Calls as NodeCalls
+from pact.core.tree.nodeseals import AHEAD_STEPS, SEARCHES_PER_S, STEPS_MAX
 from pact.core.tree.outbox import Outbox
 from pact.core.tree.parents import Parent
 from pact.core.tree.wire import message
@@ -143,3 +146,26 @@ def test_a_call_that_is_told_twice_is_as_late_as_the_first_time() -> None:
     assert isinstance(said, Answered) and b"held back for 200 s" in said.body and b"nothing was done" in said.body
     (said,) = made.call(in_time, w.t_ns)
     assert isinstance(said, CarryOut)
+
+
+def test_words_that_fit_nothing_cost_little() -> None:
+    w = Dated()
+    old = [w.said(n) for n in (1, 2)]
+    w.at(500)
+    node = w.nodes["n0"]
+    compared: list[int] = []
+    steps = node._steps
+
+    def counted(spoken_ns: int) -> Iterator[int]:
+        for step in steps(spoken_ns):
+            compared.append(step)
+            yield step
+
+    node._steps = counted  # type: ignore[method-assign]
+    for n in range(1000):
+        assert node.caller(w.head(n + 10), "A" * seals.SEAL_CHARS, b"{}", w.t_ns) is None
+    assert len(compared) < 1000 * 5 + SEARCHES_PER_S * (STEPS_MAX + AHEAD_STEPS)
+    assert w.late_s(w.said(9)) == 0, "what comes in time is known all the same"
+    assert w.late_s(old[0]) is None
+    w.at(501)
+    assert (w.late_s(old[1]) or 0) >= 490

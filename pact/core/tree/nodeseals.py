@@ -42,6 +42,9 @@ GRACE_NS: Final = 300 * NS_PER_S
 SPOKEN_MAX: Final = 64
 LATE_STEPS: Final = 3  # older than so many steps, and the one that has begun: nobody waits for it, it is not done
 AHEAD_STEPS: Final = 12  # a paused machine's clock stands still
+#: A word that fits none of the likely steps is compared with all that there may be, so often in a second: each costs a
+#: hash, and whoever carries words may send any number that fit nothing.
+SEARCHES_PER_S: Final = 20
 STEPS_MAX: Final = (RENEW_NS + GRACE_NS) // STEP_NS + 1
 #: A root that has just begun knows no hello's time, only its own: for so long the node's sessions of before count as
 #: they are, and it says hello anew.
@@ -77,6 +80,7 @@ class NodeSeals:
         self._floor = 0  # calls of this term up to this number were forgotten
         self._followed_ns = -NEW_ROOT_NS  # since when the present root is followed, if it is not the first
         self._hello_ns: int | None = None  # when the next hello is due, if that is sooner
+        self._searched = (0, 0)  # a second, and how often a word was compared with each step in it
 
     def spoke(self, session: int) -> None:
         """A hello is made, now. The sessions before it end after a while."""
@@ -108,9 +112,20 @@ class NodeSeals:
     def _steps(self, spoken_ns: int) -> Iterator[int]:
         """Each time that a person's word of this session may be sealed with, the likeliest first."""
         now = (self.t_ns - spoken_ns) // STEP_NS
-        yield from range(now, max(-1, now - LATE_STEPS - 1), -1)
-        yield from range(now + 1, now + AHEAD_STEPS + 1)
+        yield now
+        yield now + 1
+        yield from range(now - 1, max(-1, now - LATE_STEPS - 1), -1)
+        if not self._may_search():
+            return
+        yield from range(now + 2, now + AHEAD_STEPS + 1)
         yield from range(now - LATE_STEPS - 1, max(-1, now - STEPS_MAX), -1)
+
+    def _may_search(self) -> bool:
+        second = self.t_ns // NS_PER_S
+        if second != self._searched[0]:
+            self._searched = second, 0
+        self._searched = second, self._searched[1] + 1
+        return self._searched[1] <= SEARCHES_PER_S
 
     def _late_s(self, spoken_ns: int, step: int) -> int:
         """For how many seconds a word was held back that was sealed at this time."""

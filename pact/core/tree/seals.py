@@ -216,10 +216,15 @@ class _Known(NamedTuple):
     wall_ns: int
     bound: bytes
     heard_ns: int  # when this session's hello first came
+    dates: bool  # it knows how old a person's word is
 
-    def age(self, t_ns: int) -> bytes:
-        """What dates a person's word that is said to it now."""
-        return age_bytes((t_ns - self.heard_ns) // STEP_NS) if self.session & BY_TIME else b""
+
+class _Ages(dict[int, bytes]):
+    """``age_bytes`` of each step: most nodes have said hello in the same few."""
+
+    def __missing__(self, step: int) -> bytes:
+        self[step] = age_bytes(step)
+        return self[step]
 
 
 class Keys(Protocol):
@@ -281,7 +286,9 @@ class RootSeals:
                     return False
                 again = known is not None and (known.public, known.session) == (public, session)
                 heard_ns = known.heard_ns if known is not None and again else self.t_ns
-                self._known[name] = _Known(public, key, session, *seen[1:], bound_to(session), heard_ns)
+                self._known[name] = _Known(
+                    public, key, session, *seen[1:], bound_to(session), heard_ns, bool(session & BY_TIME)
+                )
                 return True
         return False
 
@@ -293,12 +300,13 @@ class RootSeals:
         rows = [known.get(n) for n in names]
         if not any(rows):
             return ""
-        none, t_ns = bytes(SEAL_BYTES), self.t_ns
-        whats = (
-            [what + k.bound + k.age(t_ns) if k is not None else b"" for k in rows]
-            if dated(head)
-            else [what + k.bound if k is not None else b"" for k in rows]
-        )
+        none, t_ns, ages = bytes(SEAL_BYTES), self.t_ns, _Ages()
+        whats = [what + k.bound if k is not None else b"" for k in rows]
+        if dated(head):
+            whats = [
+                said + ages[(t_ns - k.heard_ns) // STEP_NS] if k is not None and k.dates else said
+                for said, k in zip(whats, rows, strict=True)
+            ]
         return text(
             b"".join(
                 [
