@@ -16,7 +16,10 @@ import pytest
 
 from pact.cli import everywhere
 from pact.cluster.client import Parts
+from pact.core.tree.wire import message
 from pact.errors import UnreachableError, UsageError
+from pact.net.ends import End
+from pact.session import frames
 
 
 class Cut:
@@ -112,3 +115,23 @@ def test_whoever_reads_slowly_is_waited_for_and_the_tree_hears_that(monkeypatch:
         everywhere.Everywhere(client, live=True)._lines("n1", b"O", b"\n".join([b"x" * 999] * 300))
     thread.join(30)
     assert told[0].splitlines() == [b"n1: " + b"x" * 999] * 300
+
+
+def test_what_has_come_is_shown_where_nothing_can_be_said_any_more() -> None:
+    """The key was removed: what was read is said to nobody, and was read all the same."""
+    client: Any = Cut()
+
+    def fails(*_: Any) -> None:
+        raise UnreachableError("lost contact with tcp://agg1:7417")
+
+    client.took = client.stream = fails
+    all_ = everywhere.Everywhere(client, live=False)
+    one = all_.nodes["n1"] = everywhere.Output("n1", end=End(b"", node=False))
+    said, node = frames.frame(b"O", b"x" * frames.PAYLOAD_MAX), End(b"", node=True)
+    came = 0
+    with pytest.raises(UnreachableError):
+        for _ in range(100):
+            head, body = node.say(said, len(said))
+            came += frames.PAYLOAD_MAX
+            all_._came(message("frames", {"node": "n1", "bulk": True, **head}, body))
+    assert len(one.out[b"O"]) == came

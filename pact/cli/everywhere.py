@@ -184,9 +184,9 @@ class Everywhere:
             self._flush(one)
 
     def _came(self, message: Message) -> None:
+        self._frames(message)  # first: where the key counts no more, saying something fails, and this has come
         if size := self._lane.has_read(message.body):
             self.client.took(size)
-        self._frames(message)
 
     def _frames(self, message: Message) -> None:
         from pact.session import frames
