@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_seals import World
+from test_seals import REQUEST, World, challenged, people
 
+from pact.cluster.personseals import PersonSeals
 from pact.core.root.envelope import PACT
 from pact.core.tree import seals
 from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
@@ -20,6 +21,7 @@ from pact.core.tree.nodeseals import AHEAD_STEPS, SEARCHES_PER_S, STEPS_MAX
 from pact.core.tree.outbox import Outbox
 from pact.core.tree.parents import Parent
 from pact.core.tree.wire import message
+from pact.errors import ConflictError, UnreachableError
 from pact.model import NS_PER_S
 
 pytestmark = pytest.mark.invariant("T16")
@@ -169,3 +171,29 @@ def test_words_that_fit_nothing_cost_little() -> None:
     assert w.late_s(old[0]) is None
     w.at(501)
     assert (w.late_s(old[1]) or 0) >= 490
+
+
+@pytest.mark.parametrize(("held_s", "taken"), [(0, True), (59, True), (61, False), (90_000, False)])
+def test_a_person_s_request_that_was_held_back_on_the_way_to_the_root_is_not_done(held_s: int, taken: bool) -> None:
+    persons, asked, _ = people()
+    persons._seals.t_ns = ROOTS_CLOCK_NS
+    head = challenged(persons, asked).request(REQUEST, b"{}")
+    persons._seals.t_ns += held_s * NS_PER_S
+    if taken:
+        assert persons.authenticated(head, b"{}")["caller"]["user"] == "ann"
+        return
+    with pytest.raises(UnreachableError, match=f"held back for {held_s} s on the way to the root; nothing was done"):
+        persons.authenticated(head, b"{}")
+    assert persons.authenticated(challenged(persons, asked).request(REQUEST, b"{}"), b"{}"), "asked anew"
+
+
+def test_nobody_makes_a_challenge_younger() -> None:
+    persons, asked, ring = people()
+    persons._seals.t_ns = ROOTS_CLOCK_NS
+    old = challenged(persons, asked).request(REQUEST, b"{}")["challenge"]
+    persons._seals.t_ns += 3600 * NS_PER_S
+    number, mac, _ = old.split(".")
+    for made in (f"{persons._seals.t_ns // NS_PER_S:x}", "", "f" * 15, "-1", "f" * 99):
+        forged = PersonSeals("ann's", {"r": ring.nodes["ann's"]}, f"{number}.{mac}.{made}").request(REQUEST, b"{}")
+        with pytest.raises(ConflictError):
+            persons.authenticated(forged, b"{}")

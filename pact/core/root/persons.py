@@ -1,8 +1,8 @@
 """Requests that people seal, and the root's sealed answers: the seals pass every aggregator between the two.  # T14
 
 A person's program asks for a *challenge* before each request; the answer also says which root leads. A request that is
-sealed with the challenge belongs to the key's owner, whoever carries it, and is accepted once. The root does not store
-a challenge before it is used: a client that asks for many keeps nobody else out.
+sealed with the challenge belongs to the key's owner, whoever carries it, and is accepted once, and soon: a challenge
+says when it was made. The root does not store one before it is used: a client that asks for many keeps nobody else out.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ from typing import Final
 from pact.core.tree import seals as seals_
 from pact.core.tree.seals import Key, RootSeals
 from pact.core.tree.wire import Head, NewHead
-from pact.errors import ConflictError, DeniedError
+from pact.errors import ConflictError, DeniedError, UnreachableError
+from pact.model import NS_PER_S
 
 CHALLENGE: Final = "challenge"  # the operation that asks for a challenge
 USED_MAX: Final = 10_000
+#: From the making of a challenge to the request: a way to the person and back, and what the root has to do before.
+ANSWERED_NS: Final = 60 * NS_PER_S
 HEX: Final = frozenset("0123456789abcdef")
 UNKNOWN: Final = "this request was sealed for another root, or came before"
+HELD: Final = "an aggregator that it came through stands still, or the root has much to do"
 LOOK: Final = "look what was done before you repeat it"
 NOT_SEALED: Final = "this cluster is sealed: the root takes only what its asker has sealed"
 HINT: Final = "name the roots' keys in client.toml (roots = [...]), or ask the root itself: --via"
+
+
+def _number(digits: str) -> int:
+    return int(digits, 16) if digits and set(digits) <= HEX and len(digits) <= 15 else 0
 
 
 class _Sealed:
@@ -49,7 +57,8 @@ class Persons:
         key = self._key(head["person"])
         self._askers[head["client"], head["id"]] = _Sealed(key, "", head["challenge"])
         self._count += 1
-        new = f"{self._count:x}.{self._mac(self._count, head['person'])}"
+        made_s = self._seals.t_ns // NS_PER_S
+        new = f"{self._count:x}.{self._mac(self._count, head['person'], made_s)}.{made_s:x}"
         return {"v": 1, "root": self._seals.id, "challenge": new}
 
     def authenticated(self, head: Head, body: bytes) -> Head:
@@ -67,15 +76,21 @@ class Persons:
         return {**head, "caller": {"user": person[0], "role": person[1], "via": "cluster"}}
 
     def _take(self, challenge: str, public: str) -> None:
-        """Accept a challenge once. Raises ConflictError."""
-        digits, _, mac = challenge.partition(".")
-        n = int(digits, 16) if digits and set(digits) <= HEX and len(digits) <= 15 else 0
+        """Accept a challenge once, and soon. Raises ConflictError, UnreachableError."""
+        digits, _, rest = challenge.partition(".")
+        mac, _, made = rest.partition(".")
+        n, made_s = _number(digits), _number(made)
         if (
             not self._floor < n <= self._count
             or n in self._used
-            or not hmac.compare_digest(self._mac(n, public).encode(), mac.encode("utf-8", "replace"))
+            or not hmac.compare_digest(self._mac(n, public, made_s).encode(), mac.encode("utf-8", "replace"))
         ):
             raise ConflictError(UNKNOWN, LOOK)
+        late_ns = self._seals.t_ns - made_s * NS_PER_S
+        if late_ns > ANSWERED_NS:  # T16: the person was told that there is no answer
+            raise UnreachableError(
+                f"it was held back for {late_ns // NS_PER_S} s on the way to the root; nothing was done", HELD
+            )
         self._used.add(n)
         if len(self._used) > USED_MAX:
             self._floor = min(self._used)
@@ -93,8 +108,8 @@ class Persons:
             )
         return key
 
-    def _mac(self, n: int, public: str) -> str:
-        return seals_.text(seals_.seal(self._secret, seals_.essence(seals_.CHALLENGE, (n, public))))
+    def _mac(self, n: int, public: str, made_s: int) -> str:
+        return seals_.text(seals_.seal(self._secret, seals_.essence(seals_.CHALLENGE, (n, public, made_s))))
 
     def sealed(self, kind: str, head: Head, body: bytes) -> Head:
         """The head of a message to a person, with its number and seal if the person's request was sealed."""
