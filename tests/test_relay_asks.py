@@ -9,7 +9,7 @@ from test_relay import AGG1, N1, N2, Bench, peer
 
 from pact.core.tree import wire
 from pact.core.tree.directory import Child, Peer
-from pact.core.tree.relay import Ended, ToChildren
+from pact.core.tree.relay import LATE_MAX_NS, Ended, ToChildren
 from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 
@@ -219,3 +219,18 @@ def test_what_was_asked_while_this_process_stood_still_is_not_handed_on() -> Non
     b.relay.tick(b.t)
     b.t += NS_PER_S
     assert not asks(4) and [up.kind for up in b.up()] == ["request"]
+
+
+@pytest.mark.invariant("T16")
+def test_a_busy_process_that_stood_still_serves_people_again() -> None:
+    """It may never have read all that waits: it refused everybody until then."""
+    b, ann = Bench(), Peer("ann", "admin", "key-ann")
+    b.relay.tick(b.t)
+    b.hello(ann)
+    b.t += 20 * NS_PER_S
+    for _ in range(LATE_MAX_NS // NS_PER_S + 1):
+        b.relay.tick(b.t, unread=True)
+        b.t += NS_PER_S
+        b.say(ann, "beat", {})
+    assert not b.say(ann, "request", {"id": 9, "op": "status", "nodes": "n1"}, b"{}")
+    assert [up.kind for up in b.up()] == ["request"]

@@ -150,3 +150,14 @@ def test_a_connection_that_is_another_by_now_is_left_alone(ends: list[tuple[sock
     guard.came(b"b", ours.fileno(), Peer("bob", "viewer", "other"))
     assert guard.sent([b"a"], bytes(2 * TREE_UNREAD_MAX)) == [], "it is gone"
     assert guard.sent([b"b"], bytes(TREE_UNREAD_MAX // 2)) == [] == cuts
+
+
+def test_who_says_hello_again_owes_what_was_sent_before(ends: list[tuple[socket.socket, socket.socket]]) -> None:
+    """The count began anew with each hello: a person who said hello again and again filled the memory all the same."""
+    cuts: list[int] = []
+    guard, (_, ours) = Unread(cuts.append), ends[0]
+    cut: list[bytes] = []
+    for _ in range(2):
+        guard.came(b"a", ours.fileno(), Peer("ann", "viewer", "key"))
+        cut += guard.sent([b"a"], bytes(TREE_UNREAD_MAX // 2))
+    assert cut == [b"a"] and cuts == [ours.fileno()]

@@ -48,9 +48,12 @@ class Unread:
         self._of: Counter[str] = Counter()  # key -> bytes that wait
 
     def came(self, rid: bytes, fd: int, peer: Peer) -> None:
-        """A connection has said hello."""
-        self._forget(self._fds.get(fd))
-        which, acked = connection(fd), acked_bytes(fd)
+        """A connection has said hello. What waits for it goes on to count if it has said so before."""
+        which, acked, before = connection(fd), acked_bytes(fd), self._fds.get(fd)
+        known = self._children.get(rid)
+        if known is not None and before == rid and (known.which, known.key) == (which, peer.key):
+            return
+        self._forget(before)
         if which is not None and acked is not None:
             self._forget(rid)
             self._fds[fd] = rid

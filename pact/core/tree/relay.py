@@ -43,6 +43,7 @@ UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
 SCAN_NS: Final = NS_PER_S
 UNREAD_MAX_NS: Final = 5 * NS_PER_S  # a flood must not keep dead children for longer
+LATE_MAX_NS: Final = 30 * NS_PER_S  # who is busy for long, and never reads all, must serve people again
 NOTE_NS: Final = 60 * NS_PER_S
 NOTES_MAX: Final = 4096
 DETAIL_MAX: Final = 200
@@ -127,6 +128,7 @@ class Relay:
         self._unread_ns = 0  # since when more messages waited after every read
         self._turned_ns = 0  # when ``tick`` was last called
         self._late_s = 0  # what is read now waited while this process stood still for so long
+        self._late_until_ns = 0
         # The encoded beat that answers, and the one that asks; encoded again when their content changes.
         self._beat: bytes = b""
         self._asking: bytes = b""
@@ -239,7 +241,7 @@ class Relay:
     def _look_at_clock(self, t_ns: int) -> None:
         """After a stop of this process its clients' requests are old: they were told that there is no answer.  # T16"""
         if self._turned_ns and t_ns - self._turned_ns > STOOD_NS:
-            self._late_s = (t_ns - self._turned_ns) // NS_PER_S
+            self._late_s, self._late_until_ns = (t_ns - self._turned_ns) // NS_PER_S, t_ns + LATE_MAX_NS
 
     def _said(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         kind = message.kind
@@ -810,7 +812,9 @@ class Relay:
             out += self._dismiss(t_ns)
         self._unread_ns = 0 if not unread else self._unread_ns or t_ns
         self._look_at_clock(t_ns)
-        self._turned_ns, self._late_s = t_ns, self._late_s if unread else 0
+        self._turned_ns = t_ns
+        if not unread or t_ns >= self._late_until_ns:
+            self._late_s = 0
         if t_ns >= self._scan_ns and (not unread or t_ns - self._unread_ns >= UNREAD_MAX_NS):
             self._scan_ns = t_ns + SCAN_NS
             for rid in [c.rid for c in self.tree.children.values() if t_ns - c.heard_ns >= SILENCE_NS]:
