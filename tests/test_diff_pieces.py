@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from pact.agent import client as clients
-from pact.agent import control, diffing, views
+from pact.agent import control, diffing, telling, views
 from pact.agent.config import Config
 from pact.agent.loop import Agent
 from pact.agent.remote import Remote
@@ -324,3 +324,33 @@ def test_who_watches_is_told_after_a_long_answer_what_came_meanwhile(
     agent.watching.touch(f"file:{file}", None)
     agent.catch_up()
     assert client.until(len(lines) + 1)[-1]["record"]["seq"] == last + 1, "and it watches on"
+
+
+def test_the_next_answer_is_whole_although_records_came_in_the_middle_of_the_last(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were told at the same time, in pieces too: each kept the other from being asked for its next piece."""
+    for where, what in ((clients, "OUTPUT_LOW"), (telling, "ANSWER_PIECE")):
+        monkeypatch.setattr(where, what, 1 << 10)
+    client = Reader(agent, {"op": "watch", "args": {}})
+    client.ask({"op": "diff", "args": {}})
+    end = time.monotonic() + DEADLINE_S
+    while not any(c.amid_a_line for c in agent.control.clients.values()):
+        assert time.monotonic() < end
+        turn(agent)
+    client.ask({"op": "log", "args": {"count": 200}})
+    first = agent.journal.seq + 1
+    (file, *_) = [Path(r.removeprefix("file:")) for r in agent.node.state.member_of]
+    for round_ in range(40):
+        file.write_text(f"{round_}\n")
+        agent.watching.touch(f"file:{file}", None)
+        agent.catch_up()
+        turn(agent)
+    last = agent.journal.seq
+    while b'{"end":true}' not in client.raw or f'"seq":{last},'.encode() not in client.raw.split(b'{"end":true}')[1]:
+        assert time.monotonic() < end and client.read()
+        turn(agent)
+    told = [x["record"]["seq"] for x in client.lines() if "record" in x]
+    log = told[: told.index(0) + 1]
+    assert log == list(range(log[0], -1, -1)), "the newest first"
+    assert told[len(log) :] == list(range(first, last + 1)), "and what came meanwhile, each once"

@@ -453,7 +453,8 @@ class Agent(Sightings):
         """Pass durable records to followers, prompts and hooks."""
         if bool(self.journal_error) != self._shown_error:
             self._show_prompts()
-        for client in [c for c in self.control.clients.values() if c.behind and not c.amid_a_line]:
+        # Of a client's answers one is told in pieces at a time.
+        for client in [c for c in self.control.clients.values() if c.behind and not (c.tokens or c.amid_a_line)]:
             telling.caught_up(self.requests.tellers, client)
         if not self._new_records:
             return
