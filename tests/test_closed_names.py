@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from pact.core.node.closed import Names
+from pact.core.node.state import State
 
 RESOURCES = ("file:/root/plan", "file:/root/plan b/x y", "file:/root/plan.txt")
 NAMES = Names(RESOURCES)
@@ -45,3 +47,53 @@ def test_many_texts_and_many_names_cost_little() -> None:
     began = time.process_time()
     assert names.replaced(long, str) == long
     assert time.process_time() - began < 0.5, "each beginning with each end: many minutes"
+
+
+def test_a_name_is_whole_or_it_is_left() -> None:
+    assert hidden("/root/plan/root/plan /root/plan") == "/root/plan<0> <0>"
+    assert hidden("/root/planet /root/plan") == "/root/planet <0>"
+    assert Names(["file:/a b", "nothing", ""]).replaced("/a b c", lambda _: "file:x") == "x c"
+
+
+def test_to_hide_names_costs_about_as_much_as_to_find_them() -> None:
+    """Each was made a regular expression: a status of thousands of them kept the loop for seconds."""
+    names = [f"file:/home/ann/.cache/it{n}" for n in range(10_000)]
+    hides, answer = Names(names), {"changes": [{"resources": names}]}
+
+    def took(what: Callable[[], object]) -> float:
+        began = time.process_time()
+        what()
+        return time.process_time() - began
+
+    found = min(took(lambda: hides.within(answer)) for _ in range(3))
+    assert took(lambda: hides.replaced(answer, lambda r: r)) < 4 * found
+
+
+def test_a_name_that_is_hidden_no_longer_costs_no_look_at_the_others() -> None:
+    """A person who made and removed thousands of files in a closed directory kept the loop busy."""
+    names = [f"file:/home/ann/.cache/it{n}" for n in range(20_000)]
+    took = []
+    for closed in ([], names):
+        state = State()
+        for name in names:
+            state.declare(name, {"attrs": None})
+        state._load_tracked({"closed": closed})
+        began = time.process_time()
+        for name in names:
+            state.declare(name, None)
+        took.append(time.process_time() - began)
+    assert not list(state.closed)
+    assert took[1] < 5 * took[0]
+
+
+def test_a_name_that_is_taken_out_is_hidden_until_the_step_ends() -> None:
+    names = Names(RESOURCES)
+    names.take_out(RESOURCES[0])
+    assert RESOURCES[0] not in names and names.within("/root/plan") == {RESOURCES[0]}
+    names.add(RESOURCES[:1])
+    names.forget()
+    assert RESOURCES[0] in names and names.within("/root/plan") == {RESOURCES[0]}
+    for resource in RESOURCES:
+        names.take_out(resource)
+    names.forget()
+    assert not names and names.within("/root/plan") == set()

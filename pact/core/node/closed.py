@@ -8,25 +8,61 @@ decided here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 #: A name ends where no letter or digit goes on with it, and where it is not the directory of another name.
 _STOP: Final = re.compile(r"[^\w/-]|$")
-_END: Final = r"(?![\w/-])"
 DIRECTORIES_MAX: Final = 16
 
 
 class Names:
-    """Resources whose names are hidden."""
+    """Resources whose names are hidden. There may be many thousands, and they come and go one by one."""
 
-    def __init__(self, resources: Collection[str] = ()) -> None:
-        self._resources = {r.partition(":")[2]: r for r in sorted(resources, key=len, reverse=True)}
-        self._lengths = set(map(len, self._resources))
-        self._above = re.compile("|".join(map(re.escape, _directories(self._resources))))
+    def __init__(self, resources: Iterable[str] = ()) -> None:
+        self._ids: set[str] = set()
+        self._resources: dict[str, str] = {}  # name -> resource, also of what was taken out of late
+        self._out: list[str] = []
+        self._lengths: Counter[int] = Counter()
+        self._above: Counter[str] = Counter()  # the first directory of each name: few texts have one of them
+        self.add(resources)
 
     def __bool__(self) -> bool:
         return bool(self._resources)
+
+    def __contains__(self, resource: str) -> bool:
+        return resource in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def add(self, resources: Iterable[str]) -> None:
+        for resource in resources:
+            self._ids.add(resource)
+            name = resource.partition(":")[2]
+            if not name:  # a field of that name in what somebody else has written
+                continue
+            if name not in self._resources:
+                self._lengths[len(name)] += 1
+                self._above[_first_directory(name)] += 1
+            self._resources[name] = resource
+
+    def take_out(self, resource: str) -> None:
+        """Its name is hidden until ``forget``: in what is said of how it has left, too."""
+        if resource in self._ids:
+            self._ids.remove(resource)
+            self._out.append(resource)
+
+    def forget(self) -> None:
+        """Hide no longer what was taken out."""
+        out, self._out = self._out, []
+        for resource in out:
+            name = resource.partition(":")[2]
+            if resource not in self._ids and self._resources.get(name) == resource:
+                del self._resources[name]
+                _less(self._lengths, len(name))
+                _less(self._above, _first_directory(name))
 
     def within(self, value: Any) -> set[str]:
         """Those that a record's or an answer's data have, alone or in the middle of a text."""
@@ -36,8 +72,7 @@ class Names:
         """The same data with another id in the place of each."""
         if isinstance(value, str):
             for name in self._quoted(value):
-                other = stand_in(self._resources[name]).partition(":")[2]
-                value = re.sub(re.escape(name) + _END, lambda _, other=other: other, value)  # type: ignore[misc]
+                value = _without(value, name, stand_in(self._resources[name]).partition(":")[2])
             return value
         if isinstance(value, dict):
             return {self.replaced(k, stand_in): self.replaced(v, stand_in) for k, v in value.items()}
@@ -48,24 +83,36 @@ class Names:
     def _quoted(self, text: str) -> Collection[str]:
         """The names that a text quotes, the longest first. An answer may have ten thousand texts: each is asked for
         what could be a name, and only one that has too much of that is asked for each name."""
-        if self._above.search(text) is None:
+        above = self._above
+        if "/" not in text or (len(above) <= DIRECTORIES_MAX and not any(a in text for a in above)):
             return ()
         begins = [m.start() for m in re.finditer("/", text)]
         ends = [m.start() for m in _STOP.finditer(text, begins[0])]
         if len(begins) * len(ends) > len(self._resources):
-            return [n for n in self._resources if n in text and re.search(re.escape(n) + _END, text)]
-        parts = {text[a:b] for a in begins for b in ends if b - a in self._lengths}
-        return sorted(parts & self._resources.keys(), key=len, reverse=True)
+            found = {n for n in self._resources if n in text and _without(text, n, "") != text}
+        else:
+            found = {text[a:b] for a in begins for b in ends if b - a in self._lengths} & self._resources.keys()
+        return sorted(found, key=len, reverse=True)
 
 
-def _directories(names: Collection[str]) -> Collection[str]:
-    """A few directories that all names are in: most texts have none of them."""
-    parts = [name.split("/")[:-1] for name in names]
-    for depth in range(max(map(len, parts), default=0), 0, -1):
-        found = {"/".join(row[:depth]) + "/" for row in parts}
-        if len(found) <= DIRECTORIES_MAX:
-            return found
-    return ()
+def _first_directory(name: str) -> str:
+    return name[: name.find("/", 1) + 1]
+
+
+def _less(many: Counter[Any], one: Any) -> None:
+    many[one] -= 1
+    if not many[one]:
+        del many[one]
+
+
+def _without(text: str, name: str, other: str) -> str:
+    """The text with another name in the place of this one, wherever this one is whole."""
+    first, *rest = text.split(name)
+    out = [first]
+    for at, part in enumerate(rest, 1):
+        whole = _STOP.match(part or (name if at < len(rest) else "")) is not None
+        out += (other if whole else name, part)
+    return "".join(out)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -79,7 +79,7 @@ def _declared(state: State, record: Record, said: payloads.Declared) -> None:
     for resource in said.taken or ():
         state.leave(resource)
     state.enforced.update(said.enforced)
-    state.closed |= said.enforced.keys() & set(said.closed)
+    state.closed.add(said.enforced.keys() & set(said.closed))
 
 
 def _adopted(state: State, record: Record, said: payloads.Adopted) -> None:

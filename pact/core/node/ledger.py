@@ -103,8 +103,6 @@ class Ledger:
         self.owed_at: tuple[int, ...] = ()  # when it was last asked who must still be told
         self.t_ns = self.state.t_ns
         self.wall_ns = 0
-        self.named: frozenset[str] = frozenset()  # names in records of this step that only administrators see
-        self._names = (self.named, Names())
         self._time = (0, rfc3339(0))  # the time of records: consecutive records share it
         self.jobs_numbered = jobs_from
         self._key = key
@@ -138,7 +136,6 @@ class Ledger:
         data = payload.to_data()
         # S2; what was refused was named by who asked, and must not tell him whether he has guessed well
         if not isinstance(payload, payloads.Denied) and (found := self.closed_names().within(data)):
-            self.named |= found
             data["closed"] = sorted({*found, *data.get("closed", ())})
         if actor.call:  # T12
             data["call"] = actor.call
@@ -161,10 +158,7 @@ class Ledger:
 
     def closed_names(self) -> Names:
         """What is hidden in an answer now: things in closed directories, also those that this step has settled."""
-        closed = self.state.closed | self.named
-        if closed != self._names[0]:
-            self._names = (closed, Names(closed))
-        return self._names[1]
+        return self.state.closed
 
     def job(self, kind: str, caller: Caller, work: W, **fields: Any) -> Job[W]:
         self.jobs_numbered += 1

@@ -15,6 +15,7 @@ import orjson
 from pact.core import strict
 from pact.core.node import change as life
 from pact.core.node.change import Change, Member
+from pact.core.node.closed import Names
 from pact.core.node.commands import Command
 from pact.core.node.membership import Membership
 from pact.core.node.membership import load as load_groups
@@ -130,7 +131,7 @@ class State:
         self.untracked_of: dict[str, int] = {}  # owner -> number of untracked things
         self.commands: dict[int, Command] = {}  # by record: commands of exec whose end is not on record
         self.enforced: dict[str, Owner] = {}  # resource declared absent because it is new -> its owner
-        self.closed: frozenset[str] = frozenset()  # those of them whose names only administrators see  # S2
+        self.closed = Names()  # those of them whose names only administrators see  # S2
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
         # Drift, settings, and the window computed from them.
@@ -294,8 +295,7 @@ class State:
         self._decoded.pop(resource, None)
         self.drop_untracked(resource)
         self.enforced.pop(resource, None)
-        if resource in self.closed:
-            self.closed -= {resource}
+        self.closed.take_out(resource)
         if value is None:
             self.telling.pop(resource, None)
             self._declared.pop(resource, None)
@@ -453,13 +453,13 @@ class State:
                 table.append(u.owner.to_json())
             rows.append([resource, owners[key], u.seen, u.actual])
         enforced = {r: o.to_json() for r, o in self.enforced.items()}
-        closed = {"closed": sorted(self.closed)} if self.closed else {}
+        closed = {"closed": hidden} if (hidden := sorted(self.closed)) else {}
         return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": enforced, **closed}
 
     def _load_tracked(self, data: JsonRead) -> None:
         self.tracked = dict(data.get("patterns", {}))
         self.enforced = {r: Owner.from_json(o) for r, o in data.get("enforced", {}).items()}
-        self.closed = frozenset(data.get("closed", ()))
+        self.closed = Names(data.get("closed", ()))
         owners = [Owner.from_json(o) for o in data.get("owners", ())]
         for resource, n, seen, actual in data.get("untracked", ()):
             self.untracked[resource] = Untracked(owners[n], seen, actual)
@@ -475,7 +475,7 @@ class State:
         owners = [u.owner.key for u in self.untracked.values()]
         assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
-        assert self._declared.keys() >= self.telling.keys() and self.enforced.keys() >= self.closed
+        assert self._declared.keys() >= self.telling.keys() and self.enforced.keys() >= set(self.closed)
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
         for change in self.changes.values():
             assert change.sum_n == sum(square(m.weight_n, m.deviation_n) for m in change.members.values())

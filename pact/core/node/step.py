@@ -79,7 +79,7 @@ class Node(Desk):
     def step(self, event: Event) -> list[Effect]:
         """Decide. Never raises for an act of an operator or of the machine; an AssertionError is a bug."""
         kind = type(event)
-        self.named = frozenset()
+        self.state.closed.forget()
         self.effects, self.moved = [], kind is not Asked  # the others bring news that the state lacks
         self.fleet_before = self.fleet_fence, self.fleet_seq
         self.t_ns = max(self.t_ns, event.t_ns)
