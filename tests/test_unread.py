@@ -161,3 +161,14 @@ def test_who_says_hello_again_owes_what_was_sent_before(ends: list[tuple[socket.
         guard.came(b"a", ours.fileno(), Peer("ann", "viewer", "key"))
         cut += guard.sent([b"a"], bytes(TREE_UNREAD_MAX // 2))
     assert cut == [b"a"] and cuts == [ours.fileno()]
+
+
+def test_what_could_not_be_sent_waits_nowhere(ends: list[tuple[socket.socket, socket.socket]]) -> None:
+    """It would never be acknowledged, and count for as long as the connection lasts."""
+    cuts: list[int] = []
+    guard, (_, ours) = Unread(cuts.append), ends[0]
+    guard.came(b"a", ours.fileno(), Peer("ann", "viewer", "key"))
+    half = bytes(TREE_UNREAD_MAX // 2)
+    for _ in range(4):
+        assert guard.sent([b"a"], half, [b"a"]) == [] == guard.sent_each([b"a"], [half], [b"a"])
+    assert not cuts

@@ -370,12 +370,12 @@ class Aggregator:
     def _send(self, rids: tuple[bytes, ...], frame: bytes, lost: set[bytes]) -> None:
         """Send the same bytes to each. The sessions of children that cannot be reached, or do not read, end."""
         self._sent = True
-        lost.update(self._port.send_to(rids, frame), self.gate.unread.sent(rids, frame))
+        lost.update(unsent := self._port.send_to(rids, frame), self.gate.unread.sent(rids, frame, unsent))
 
     def _send_each(self, rids: tuple[bytes, ...], frames: list[bytes], lost: set[bytes]) -> None:
         """Send each child its own frame."""
         self._sent = True
-        lost.update(self._port.send_each(rids, frames), self.gate.unread.sent_each(rids, frames))
+        lost.update(unsent := self._port.send_each(rids, frames), self.gate.unread.sent_each(rids, frames, unsent))
 
     def _send_up(self, up: Up, now_ns: int) -> None:
         if self.uplink is not None:

@@ -8,7 +8,7 @@ key together; the one for which most waits is cut off.  # T10
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,15 +60,16 @@ class Unread:
             most = AGGREGATOR_MAX if peer.role == "aggregator" else TREE_UNREAD_MAX
             self._children[rid] = _Child(rid, which, peer.key, peer.name, most, acked)
 
-    def sent(self, rids: Iterable[bytes], frame: bytes) -> list[bytes]:
-        """The same frame was sent to each. Returns the routing ids of connections that were cut off."""
+    def sent(self, rids: Iterable[bytes], frame: bytes, unsent: Collection[bytes] = ()) -> list[bytes]:
+        """The same frame was sent to each but ``unsent``. Returns the routing ids of connections that were cut off."""
         if len(frame) < COUNTED_FROM:
             return []
-        return [over for rid in rids for over in self._count(rid, travelled(len(frame)))]
+        return [over for rid in rids if rid not in unsent for over in self._count(rid, travelled(len(frame)))]
 
-    def sent_each(self, rids: Iterable[bytes], frames: Iterable[bytes]) -> list[bytes]:
+    def sent_each(self, rids: Iterable[bytes], frames: Iterable[bytes], unsent: Collection[bytes] = ()) -> list[bytes]:
         """Each was sent its own frame."""
-        long = [(r, len(f)) for r, f in zip(rids, frames, strict=True) if len(f) >= COUNTED_FROM]
+        all_ = zip(rids, frames, strict=True)
+        long = [(r, len(f)) for r, f in all_ if len(f) >= COUNTED_FROM and r not in unsent]
         return [over for rid, size in long for over in self._count(rid, travelled(size))]
 
     def _count(self, rid: bytes, size: int) -> list[bytes]:
