@@ -13,13 +13,14 @@ from test_seals import REQUEST, World, challenged, people
 
 from pact.cluster.personseals import PersonSeals
 from pact.core.root.envelope import PACT
-from pact.core.tree import seals
+from pact.core.tree import seals, wire
 from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
 from pact.core.tree.member import Answered, CarryOut, Member
 from pact.core.tree.member import Calls as NodeCalls
-from pact.core.tree.nodeseals import AHEAD_STEPS, SEARCHES_PER_S, STEPS_MAX
+from pact.core.tree.nodeseals import AHEAD_STEPS, NEW_ROOT_NS, SEARCHES_PER_S, SPREAD_NS, STEPS_MAX, NodeSeals
 from pact.core.tree.outbox import Outbox
 from pact.core.tree.parents import Parent
+from pact.core.tree.uplink import Lost
 from pact.core.tree.wire import message
 from pact.errors import ConflictError, UnreachableError
 from pact.model import NS_PER_S
@@ -116,7 +117,8 @@ def test_a_new_root_is_heard_at_once_and_asked_to_date_its_words() -> None:
     first = w.said(2, call="6.1", **later)
     w.at(410)
     assert w.late_s(first) == 0
-    assert w.nodes["n0"].renew_ns() == w.t_ns, "now"
+    due_ns = w.nodes["n0"].renew_ns()
+    assert due_ns is not None and w.t_ns <= due_ns < w.t_ns + SPREAD_NS, "soon"
     w.hello(2)
     held = w.said(3, call="6.2", **later)
     assert w.late_s(held) == 0
@@ -124,10 +126,8 @@ def test_a_new_root_is_heard_at_once_and_asked_to_date_its_words() -> None:
     assert (w.late_s(held) or 0) >= 100
 
 
-def test_a_call_that_is_told_twice_is_as_late_as_the_first_time() -> None:
-    """What waits at the node, because its caller has used up his share of time, has come in time."""
-    w = Dated()
-    made = Member(
+def member(w: Dated) -> Member:
+    return Member(
         Outbox("n0", "i", newest=0),
         [Parent("p", "k")],
         random.Random(1),
@@ -139,6 +139,12 @@ def test_a_call_that_is_told_twice_is_as_late_as_the_first_time() -> None:
         calls=NodeCalls(),
         seals=w.nodes["n0"],
     )
+
+
+def test_a_call_that_is_told_twice_is_as_late_as_the_first_time() -> None:
+    """What waits at the node, because its caller has used up his share of time, has come in time."""
+    w = Dated()
+    made = member(w)
     in_time, late = (
         message("call", {**h, "nodes": ["n0"], "seals": s, "timeout_ms": 1}, b"{}") for h, s in map(w.said, (1, 2))
     )
@@ -197,3 +203,39 @@ def test_nobody_makes_a_challenge_younger() -> None:
         forged = PersonSeals("ann's", {"r": ring.nodes["ann's"]}, f"{number}.{mac}.{made}").request(REQUEST, b"{}")
         with pytest.raises(ConflictError):
             persons.authenticated(forged, b"{}")
+
+
+def test_what_waits_at_a_node_that_stands_still_is_not_done_when_it_goes_on() -> None:
+    """Whoever asked was told so; that it is not wanted any more could not be said to the node."""
+    w = Dated()
+    made = member(w)
+    made.tick(w.at(1))
+    made.tick(w.at(2))
+    made.received("p", message("welcome", {"v": wire.VERSION, "path": ["p"], "fence": 5, "credit": 1 << 20}), w.t_ns)
+    assert made.uplink.connected
+    head, seal = w.said(1)
+    call = message("call", {**head, "nodes": ["n0"], "seals": seal, "timeout_ms": 1}, b"{}")
+    assert made.call(call, w.t_ns, spent=True) == [] and list(made.calls.put_off) == [call]
+    w.at(60)
+    assert any(isinstance(effect, Lost) for effect in made.tick(w.t_ns))
+    assert not made.calls.put_off
+
+
+def test_ten_thousand_nodes_do_not_say_hello_to_a_new_root_at_once() -> None:
+    """It has just begun, and each hello costs it a proof, the fleet's holds, and what is still asked."""
+    due, rng = list[int](), random.Random(1)
+    for _ in range(500):
+        node = NodeSeals({"root1": b"k" * 32}, rng.getrandbits(64), required=True)
+        node.spoke(1)
+        for fence in (1, 2):
+            head = {"fence": fence, "seq": 1, "holds": []}
+            term = f"term{fence}"
+            said = seals.text(seals.seal(b"k" * 32, seals.of_fleet(term, head) + seals.bound_to(1 | BY_SESSION)))
+            node.spoke(1 | BY_SESSION)
+            node.t_ns = NS_PER_S * fence
+            assert node.told(head, term, said)
+        renew_ns = node.renew_ns()
+        assert renew_ns is not None
+        due.append((renew_ns - node.t_ns) // NS_PER_S)
+    assert min(due) >= 0 and max(due) * NS_PER_S < SPREAD_NS < NEW_ROOT_NS
+    assert max(map(due.count, due)) < 60, "in any second"

@@ -302,6 +302,7 @@ class Member:
             out.append(effect)
             if isinstance(effect, Lost):
                 self.outbox.lost()
+                self.calls.put_off.clear()  # T16: nobody could take them back now; what is still waited for comes again
                 self._unheard = False
                 out.append(Contact(False))
         return out

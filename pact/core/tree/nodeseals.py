@@ -49,6 +49,8 @@ STEPS_MAX: Final = (RENEW_NS + GRACE_NS) // STEP_NS + 1
 #: A root that has just begun knows no hello's time, only its own: for so long the node's sessions of before count as
 #: they are, and it says hello anew.
 NEW_ROOT_NS: Final = 60 * NS_PER_S
+#: Not all nodes at once: within so long.
+SPREAD_NS: Final = 20 * NS_PER_S
 #: After a word that was late, or seemed so, the node says hello anew, so often at most.
 HASTE_NS: Final = 60 * NS_PER_S
 
@@ -225,7 +227,8 @@ class NodeSeals:
 
     def _follow(self, term: tuple[int, str], key: Key) -> None:
         if self._term[0] >= 0:
-            self._followed_ns = self._hello_ns = self.t_ns
+            self._followed_ns = self.t_ns
+            self._hello_ns = self.t_ns + int.from_bytes(self._start, "big") % SPREAD_NS  # a start is a random number
             self._past[self._term] = None
             if len(self._past) > TERMS_MAX:
                 del self._past[next(iter(self._past))]
