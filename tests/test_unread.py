@@ -142,6 +142,18 @@ def test_an_aggregator_may_have_more_under_way(ends: list[tuple[socket.socket, s
     assert guard.sent([b"a"], bytes(TREE_UNREAD_MAX)) == [b"a"]
 
 
+def test_an_administrator_on_a_slow_line_gets_what_ten_thousand_nodes_answer(
+    ends: list[tuple[socket.socket, socket.socket]],
+) -> None:
+    cuts: list[int] = []
+    guard = Unread(cuts.append)
+    guard.came(b"a", ends[0][1].fileno(), Peer("ann", "admin", "key"))
+    part = bytes(TREE_UNREAD_MAX // 2)
+    for _ in range(10):
+        assert guard.sent([b"a"], part) == []
+    assert [over for _ in range(10) for over in guard.sent([b"a"], part)] == [b"a"], "not without end"
+
+
 def test_a_connection_that_is_another_by_now_is_left_alone(ends: list[tuple[socket.socket, socket.socket]]) -> None:
     cuts: list[int] = []
     guard, (_, ours) = Unread(cuts.append), ends[0]

@@ -19,6 +19,8 @@ from pact.net.floods import acked_bytes, connection, travelled
 
 #: More than an aggregator may have under way: the windows of its streams, and a frame.
 AGGREGATOR_MAX: Final = (128 << 20) + 2 * FRAME_MAX
+#: Who asks ten thousand nodes over a slow line gets their answers faster than the line takes them.
+ADMIN_MAX: Final = 512 << 20
 #: Shorter messages are not counted: their number is bounded.
 COUNTED_FROM: Final = 4 << 10
 #: The kernel is asked each time when so much more was sent.
@@ -57,7 +59,7 @@ class Unread:
         if which is not None and acked is not None:
             self._forget(rid)
             self._fds[fd] = rid
-            most = AGGREGATOR_MAX if peer.role == "aggregator" else TREE_UNREAD_MAX
+            most = {"aggregator": AGGREGATOR_MAX, "admin": ADMIN_MAX}.get(peer.role, TREE_UNREAD_MAX)
             self._children[rid] = _Child(rid, which, peer.key, peer.name, most, acked)
 
     def sent(self, rids: Iterable[bytes], frame: bytes, unsent: Collection[bytes] = ()) -> list[bytes]:
