@@ -51,6 +51,7 @@ def test_many_texts_and_many_names_cost_little() -> None:
 
 def test_a_name_is_whole_or_it_is_left() -> None:
     assert hidden("/root/plan/root/plan /root/plan") == "/root/plan<0> <0>"
+    assert Names(["file:/a/a"]).replaced("/a/a/a /a/a", lambda _: "file:x") == "/ax x"
     assert hidden("/root/planet /root/plan") == "/root/planet <0>"
     assert Names(["file:/a b", "nothing", ""]).replaced("/a b c", lambda _: "file:x") == "x c"
 

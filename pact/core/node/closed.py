@@ -107,12 +107,16 @@ def _less(many: Counter[Any], one: Any) -> None:
 
 def _without(text: str, name: str, other: str) -> str:
     """The text with another name in the place of this one, wherever this one is whole."""
-    first, *rest = text.split(name)
-    out = [first]
-    for at, part in enumerate(rest, 1):
-        whole = _STOP.match(part or (name if at < len(rest) else "")) is not None
-        out += (other if whole else name, part)
-    return "".join(out)
+    out, begin, at = list[str](), 0, text.find(name)
+    while at >= 0:
+        end = at + len(name)
+        if _STOP.match(text, end) is None:
+            end = at + 1  # another one may begin within it
+        else:
+            out += (text[begin:at], other)
+            begin = end
+        at = text.find(name, end)
+    return "".join([*out, text[begin:]])
 
 
 def _texts(value: Any) -> Iterator[str]:
