@@ -378,7 +378,14 @@ def test_a_pager_that_stands_still_ends_no_command(kit: Fleet) -> None:
 def test_a_keeper_that_is_stopped_holds_the_agent_up_for_no_moment(kit: Fleet) -> None:
     """Not even with a command that is longer than its socket takes."""
     assert kit.run_pact("exec", "--nodes", "n1", "--", "true").returncode == 0
-    (keeper,) = alive(f"{kit.base}/agent-n1/sessions/keeper.sock")
+    found = list[int]()
+
+    def alone() -> bool:  # what it starts has its name until it has become another program
+        found[:] = alive(f"{kit.base}/agent-n1/sessions/keeper.sock")
+        return len(found) == 1
+
+    kit.until(alone, "the keeper is alone")
+    (keeper,) = found
     os.kill(keeper, signal.SIGSTOP)
     try:
         words = ["exec", "--nodes", "n1", "--", ":", "\x01" * 40_000]
