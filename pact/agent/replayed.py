@@ -71,4 +71,6 @@ def as_declared(path: str, to_seq: int, request: Rollback) -> GoBack:
         force=request.force,
         trials=request.trials,
         track={} if targets else dict(then.tracked),
+        enforced={r: o for r, o in then.enforced.items() if r in wanted},
+        closed=[r for r in then.closed if r in wanted],
     )

@@ -14,7 +14,7 @@ from typing import Final, dataclass_transform
 
 from pact.core import strict
 from pact.core.payload import Value
-from pact.model import Attrs, Json, JsonRead
+from pact.model import Attrs, Json, JsonRead, Owner
 from pact.values import NOTHING, dataclass
 
 
@@ -219,13 +219,15 @@ class Declare(Changing, role="admin", command="declare"):
 
 class GoBack(Declare):
     """A ``rollback`` to an earlier record, after the agent has found the declared state of that time: ``cause`` and
-    ``to_seq`` are for its record, ``trials`` says what happens to trials.
+    ``to_seq`` are for its record, ``trials`` says what happens to trials; ``enforced``, ``closed``: as in its record.
     """
 
     to_seq: int
     cause: str = "rollback"
     force: bool = False
     trials: str | None = None
+    enforced: Mapping[str, Owner] = NOTHING
+    closed: Sequence[str] = ()
 
 
 class Apply(Changing, role="admin", once=False, afar=False, command="apply"):

@@ -175,3 +175,17 @@ def test_an_operator_s_pattern_tells_no_name_by_being_refused(agent: Agent) -> N
         done = agent.pact(*how, f"file:{PLACE}/*", check=None, **OPS)
         assert done.code != 0 and NAME not in done.out + done.err, how
     agent.world.end(who)
+
+
+def test_a_return_to_an_earlier_record_does_not_name_it(another: Callable[..., Agent]) -> None:
+    """Nobody has declared it then either: it was only found."""
+    agent = another()
+    place = enforced(agent)
+    (place / NAME).write_text("x\n")
+    agent.drifted(SECRET)
+    then = agent.records()[-1]["seq"]
+    agent.pact("rollback", "--to", str(then))
+    assert not (place / NAME).exists()
+    assert [(words, text) for words, text in said(agent, VIEWER) if NAME in text] == []
+    agent.restart()
+    assert [(words, text) for words, text in said(agent, VIEWER) if NAME in text] == []

@@ -163,7 +163,9 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
     """Record what this declaration changes. Returns how many of its resources were already declared so."""
     state, work, request = node.state, job.work, job.work.request
     declared = work.declared
-    to_seq = request.to_seq if isinstance(request, ops.GoBack) else None
+    back = request if isinstance(request, ops.GoBack) else None
+    to_seq = back.to_seq if back is not None else None
+    found, closed = (back.enforced, frozenset(back.closed)) if back is not None else ({}, frozenset())
     members = {}
     for resource in node.in_turns(work.in_changes):
         change = state.change_of(resource)
@@ -199,6 +201,8 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
                 saves=saves,
                 notes=list(event.notes) if last else (),
                 to_seq=to_seq if last else None,
+                enforced={r: found[r] for r in names if r in found},
+                closed=[r for r in names if r in closed],
                 part=[at + 1, len(pieces)] if len(pieces) > 1 else (),
             ),
             job.caller.actor,
