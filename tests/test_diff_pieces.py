@@ -285,6 +285,17 @@ def test_lines_wait_behind_one_that_goes_on() -> None:
         assert theirs.recv(1 << 10) == b'"first"\n[1, 2,3]\n"event"\n"last"\n'
 
 
+def forty_writes(agent: Agent) -> tuple[Path, int]:
+    """Records of one drifted file: which one, and the number of the last."""
+    (file, *_) = [Path(r.removeprefix("file:")) for r in agent.node.state.member_of]
+    for round_ in range(40):
+        file.write_text(f"{round_}\n")
+        agent.watching.touch(f"file:{file}", None)
+        agent.catch_up()
+        turn(agent)
+    return file, agent.journal.seq
+
+
 def test_who_watches_is_told_after_a_long_answer_what_came_meanwhile(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,13 +316,7 @@ def test_who_watches_is_told_after_a_long_answer_what_came_meanwhile(
         turn(agent)
     monkeypatch.setattr(clients, "OUTPUT_MAX", 1 << 10)
     first = agent.journal.seq + 1
-    (file, *_) = [Path(r.removeprefix("file:")) for r in agent.node.state.member_of]
-    for round_ in range(40):
-        file.write_text(f"{round_}\n")
-        agent.watching.touch(f"file:{file}", None)
-        agent.catch_up()
-        turn(agent)
-    last = agent.journal.seq
+    file, last = forty_writes(agent)
     assert last - first >= 30
     monkeypatch.undo()
     monkeypatch.setattr(agent, "_timeout_s", lambda: 0.005)
@@ -340,13 +345,7 @@ def test_the_next_answer_is_whole_although_records_came_in_the_middle_of_the_las
         turn(agent)
     client.ask({"op": "log", "args": {"count": 200}})
     first = agent.journal.seq + 1
-    (file, *_) = [Path(r.removeprefix("file:")) for r in agent.node.state.member_of]
-    for round_ in range(40):
-        file.write_text(f"{round_}\n")
-        agent.watching.touch(f"file:{file}", None)
-        agent.catch_up()
-        turn(agent)
-    last = agent.journal.seq
+    _, last = forty_writes(agent)
     while b'{"end":true}' not in client.raw or f'"seq":{last},'.encode() not in client.raw.split(b'{"end":true}')[1]:
         assert time.monotonic() < end and client.read()
         turn(agent)

@@ -82,19 +82,20 @@ def test_what_a_root_says_of_its_own_accord_may_come_late() -> None:
     assert w.late_s(said) == 0
 
 
-def test_a_slow_hello_makes_no_word_late_and_a_very_slow_one_is_said_anew() -> None:
+@pytest.mark.parametrize(("on_its_way_s", "late_s", "renew_s"), [(25, 0, 700), (200, 200, 300)])
+def test_a_slow_hello_makes_no_word_late_and_a_very_slow_one_is_said_anew(
+    on_its_way_s: int, late_s: int, renew_s: int
+) -> None:
     w = Dated()
     w.at(100)
     w.hello(2, heard=False)
-    for on_its_way, late in ((25, False), (200, True)):
-        w.at(100 + on_its_way)
-        assert w.admit("n0", 7 << SESSION_BITS | BY_SESSION | BY_TIME | 2, wall_ns=11)
-        w.root._known.clear() if not late else None
-        assert bool(w.late_s(w.said(on_its_way))) is late
-        assert w.nodes["n0"].renew_ns() == (300 if late else 700) * NS_PER_S
-    w.at(300)
+    w.at(100 + on_its_way_s)
+    assert w.admit("n0", 7 << SESSION_BITS | BY_SESSION | BY_TIME | 2, wall_ns=11)
+    assert w.late_s(w.said(1)) == late_s
+    assert w.nodes["n0"].renew_ns() == renew_s * NS_PER_S
+    w.at(renew_s)
     w.hello(3)
-    assert w.late_s(w.said(1000)) == 0 and w.nodes["n0"].renew_ns() == 900 * NS_PER_S
+    assert w.late_s(w.said(2)) == 0 and w.nodes["n0"].renew_ns() == (renew_s + 600) * NS_PER_S
 
 
 @pytest.mark.parametrize("stood_s", [5, 100])
