@@ -182,7 +182,7 @@ def test_a_row_that_is_written_while_the_one_before_is_put_in_place_holds_no_sur
     monkeypatch.setattr(acting, "_restore", restore)
     results = act(steps, blobs)
     assert results[steps[written].id] == MOVED and list(results.values()).count("") == len(steps) - 1
-    assert max(busy) <= 1
+    assert max(busy) <= 2, "one makes new files durable, one removes old ones"
     for step in steps:
         path = Path(step.id.removeprefix("file:"))
         assert path.read_text() == "new work\n" if step is steps[written] else path.stat().st_ino in durable

@@ -5,9 +5,10 @@ Kept here rather than in ctypes, which costs every agent memory. Each raises OSE
 those for many files return it for each.
 """
 
-from cpython.bytes cimport PyBytes_AsString
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 cdef extern from *:
@@ -17,14 +18,20 @@ cdef extern from *:
     #endif
     #include <errno.h>
     #include <fcntl.h>
+    #include <linux/fs.h>
     #include <sched.h>
+    #include <signal.h>
     #include <stdint.h>
+    #include <stdio.h>
+    #include <stdlib.h>
     #include <malloc.h>
+    #include <sys/ioctl.h>
     #include <sys/mount.h>
     #include <sys/stat.h>
     #include <sys/timex.h>
     #include <sys/wait.h>
     #include <sys/syscall.h>
+    #include <sys/xattr.h>
     #include <unistd.h>
     #ifndef SYS_openat2
     #define SYS_openat2 437
@@ -134,6 +141,95 @@ cdef extern from *:
             return ESTALE;
         return unlinkat(dfd, name, 0) ? errno : 0;
     }
+    /* The thing is held before it is known what it is, and opened only if it is a regular file: opening a FIFO would
+       wait, opening a device may act. */
+    static int pact_open_regular(int dfd, const char *name) {
+        char place[32];
+        struct stat st;
+        int fd, why, held = openat(dfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (held < 0)
+            return -1;
+        if (fstat(held, &st))
+            fd = -1;
+        else if (!S_ISREG(st.st_mode)) {
+            errno = EINVAL;
+            fd = -1;
+        } else {
+            snprintf(place, sizeof place, "/proc/self/fd/%d", held);
+            fd = open(place, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        }
+        why = errno;
+        close(held);
+        errno = why;
+        return fd;
+    }
+    struct pact_looked {
+        unsigned mode, uid, gid;
+        uint64_t dev, ino, size;
+        int64_t mtime_ns, ctime_ns;
+        long flags;
+        int same;
+        size_t got;
+        char *content;
+    };
+    static int64_t pact_ns(const struct timespec *t) { return t->tv_sec * 1000000000LL + t->tv_nsec; }
+    /* 1: all of a small regular file was read; ``content`` is for the caller to free. 0: it is none, or there is more
+       to say of it, or something failed: whoever asked looks step by step. */
+    static int pact_look_small(int dfd, const char *name, size_t most, struct pact_looked *out) {
+        struct stat st, after;
+        ssize_t got;
+        size_t room;
+        long bits[2] = {0, 0};
+        int fd, done = 0;
+        if (fstatat(dfd, name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode) || (size_t)st.st_size > most)
+            return 0;
+        fd = pact_open_regular(dfd, name);
+        if (fd < 0)
+            return 0;
+        out->content = NULL;
+        if (fstat(fd, &st) || !st.st_size || (size_t)st.st_size > most)
+            goto end;
+        room = (size_t)st.st_size + 1; /* one more: a file that has grown shows it */
+        out->content = malloc(room);
+        if (!out->content)
+            goto end;
+        out->got = 0;
+        while (out->got < room && (got = read(fd, out->content + out->got, room - out->got)) != 0) {
+            if (got < 0)
+                goto end;
+            out->got += (size_t)got;
+        }
+        if (out->got == room || flistxattr(fd, NULL, 0) > 0)
+            goto end;
+        out->flags = ioctl(fd, FS_IOC_GETFLAGS, bits) ? 0 : bits[0] & 0xffffffffL;
+        if (fstat(fd, &after))
+            goto end;
+        out->mode = st.st_mode;
+        out->uid = st.st_uid;
+        out->gid = st.st_gid;
+        out->dev = st.st_dev;
+        out->ino = st.st_ino;
+        out->size = (uint64_t)st.st_size;
+        out->mtime_ns = pact_ns(&st.st_mtim);
+        out->ctime_ns = pact_ns(&st.st_ctim);
+        out->same = st.st_dev == after.st_dev && st.st_ino == after.st_ino && st.st_mode == after.st_mode
+            && st.st_uid == after.st_uid && st.st_gid == after.st_gid && st.st_size == after.st_size
+            && out->mtime_ns == pact_ns(&after.st_mtim) && out->ctime_ns == pact_ns(&after.st_ctim);
+        done = 1;
+    end:
+        close(fd);
+        if (!done) {
+            free(out->content);
+            out->content = NULL;
+        }
+        return done;
+    }
+    /* The signal is one that every process ignores by default: who opens the file meanwhile sends it. */
+    static int pact_ask_lease(int fd) {
+        if (fcntl(fd, F_SETSIG, SIGURG) || fcntl(fd, F_SETLEASE, F_WRLCK))
+            return errno;
+        return fcntl(fd, F_SETLEASE, F_UNLCK) ? errno : 0;
+    }
     static int pact_clock_synchronised(void) {
         struct timex t = {0};
         return adjtimex(&t) >= 0 && !(t.status & STA_UNSYNC);
@@ -172,6 +268,22 @@ cdef extern from *:
     void pact_begin_writing(int dfd, const char *name) nogil
     int pact_fsync_there(int dfd, const char *name) nogil
     int pact_unlink_unchanged(int dfd, const char *name, const int64_t *seen) nogil
+    int pact_open_regular(int dfd, const char *name) nogil
+    struct pact_looked:
+        unsigned mode
+        unsigned uid
+        unsigned gid
+        uint64_t dev
+        uint64_t ino
+        uint64_t size
+        int64_t mtime_ns
+        int64_t ctime_ns
+        long flags
+        int same
+        size_t got
+        char *content
+    int pact_look_small(int dfd, const char *name, size_t most, pact_looked *out) nogil
+    int pact_ask_lease(int fd) nogil
 
 AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -277,6 +389,49 @@ def unlink_unchanged(int dirfd, tuple names, tuple seen):
         for n in range(count):
             codes[n] = pact_unlink_unchanged(dirfd, texts[n], were[n])
     return [codes[n] for n in range(count)]
+
+
+def open_regular(int dirfd, bytes leaf):
+    """A descriptor for reading the regular file with this name; no link is followed. Raises OSError; EINVAL if it is no
+    regular file, and then nothing was opened."""
+    cdef const char *text = leaf
+    cdef int fd
+    with nogil:
+        fd = pact_open_regular(dirfd, text)
+    if fd < 0:
+        _raise(leaf)
+    return fd
+
+
+def look_small(int dirfd, bytes leaf, size_t most):
+    """All that there is to see of a regular file with at most ``most`` bytes and without extended attributes, in one
+    turn: mode, uid, gid, content, inode flags, whether its status was the same after it was read, and the status: dev,
+    ino, size, and the times of the last write and the last change in ns.
+
+    None for everything else: what is empty, larger, has attributes, grows, or cannot be read. Never raises OSError.
+    """
+    cdef const char *text = leaf
+    cdef pact_looked out
+    cdef int done
+    with nogil:
+        done = pact_look_small(dirfd, text, most, &out)
+    if not done:
+        return None
+    try:
+        content = PyBytes_FromStringAndSize(out.content, <Py_ssize_t>out.got)
+    finally:
+        free(out.content)
+    status = out.dev, out.ino, out.size, out.mtime_ns, out.ctime_ns
+    return out.mode, out.uid, out.gid, content, out.flags, bool(out.same), status
+
+
+def ask_lease(int fd):
+    """Ask for a write lease on an open regular file, and give it back at once. Returns 0 if the kernel granted it, which
+    it does only if nobody else has the file open; EAGAIN if somebody has; another errno where there are no leases."""
+    cdef int said
+    with nogil:
+        said = pact_ask_lease(fd)
+    return said
 
 
 def umount2(bytes target, int flags=0):

@@ -172,20 +172,20 @@ def _as_it_is(step: Step) -> tuple[str, Step | None]:
 
 
 def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
-    """If many files in a row are to be replaced, write their new contents beside them first, and those of the next row
-    while these are renamed into place. Returns how many steps were taken in: only files stand between them, so that no
-    step in between mounts over one of them, or takes one away."""
+    """If many files in a row are to be replaced, write their new contents beside them first, and those of the next rows
+    while these become durable and are renamed into place. Returns how many steps were taken in: only files stand
+    between them, so that no step in between mounts over one of them, or takes one away."""
+    _begin_rows(ahead, todo, at, blobs)
     count = ahead.turn()
     if not count:
-        row = _row(todo, at)
-        if len(row) < ROW_MIN:
-            return max(1, len(row))
-        ahead.begin(row, blobs)
-        count = ahead.turn()
-    coming = _row(todo, at + count)
-    if len(coming) >= ROW_MIN:
-        ahead.begin(coming, blobs)
+        return max(1, len(_row(todo, at)))
+    _begin_rows(ahead, todo, at + count, blobs)
     return count
+
+
+def _begin_rows(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> None:
+    while ahead.takes_more() and len(row := _row(todo, at + ahead.begun)) >= ROW_MIN:
+        ahead.begin(row, blobs)
 
 
 def _row(todo: list[Step], at: int) -> list[Step]:
@@ -239,7 +239,7 @@ def _explained(act: Callable[[], Mapping[str, str]], steps: Iterable[Step]) -> M
 
 
 def _kind(step: Step) -> Kind:
-    return KINDS[split_id(step.id)[0]]
+    return KINDS[step.id.partition(":")[0]]
 
 
 def _goes_ahead(step: Step) -> bool:
@@ -271,7 +271,7 @@ def needs(step: Step, bearing: Mapping[str, str]) -> list[str]:
     """The resources that must be restored before: those that it requires, and those of the plan that contain it and
     without which it would lie elsewhere (``bearing``: by path).  # R1"""
     kind, above = _kind(step), list[str]()
-    if kind.is_path and step.target is not None:
+    if bearing and kind.is_path and step.target is not None:
         path = split_id(step.id)[1]
         here = posixpath.dirname(path) if kind.bears else path
         while True:

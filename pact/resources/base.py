@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,6 +30,9 @@ LINKS: Final = "links"
 PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
 #: The spelling of names that are paths.
+#: What an absolute path has only if it is not normal; and the root.
+_ODD: Final = re.compile(rb"//|/\.{1,2}(?:/|\Z)|/\Z").search
+
 PATHS: Final = "an absolute path, without '//', '/./', '/../' and a slash at its end"
 KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
@@ -463,8 +467,8 @@ def path_of(name: str) -> bytes:
     path = decode_name(name)
     if not path.startswith(b"/") or b"\0" in path:
         raise ValueError(f"{name!r} is not an absolute path")
-    normal = b"/" + os.path.normpath(path).lstrip(b"/")  # POSIX allows two leading slashes
-    if normal != path:
+    if _ODD(path) is not None and path != b"/":
+        normal = b"/" + os.path.normpath(path).lstrip(b"/")  # POSIX allows two leading slashes
         raise ValueError(f"{name!r} is not a normal path: write {normal.decode(errors='replace')!r}")
     require_short(path)
     return path

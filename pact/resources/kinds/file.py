@@ -183,14 +183,12 @@ class File(Kind):
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         if declared is None or actual is None:
             return 0 if declared == actual else WHOLE_N
-        if any(declared[k] != actual.get(k) for k in ("type", "sha256", "target") if k in declared):
-            return WHOLE_N
-        if any(
-            declared[k] != actual.get(k)
-            for k in ("mode", "xattrs")
-            if k in declared and (k != "mode" or declared["type"] != "symlink")
-        ):  # an older version let the mode of a link in
-            return HALF_N
+        for key in CONTENT:
+            if key in declared and declared[key] != actual.get(key):
+                return WHOLE_N
+        for key in ("mode", "xattrs"):  # an older version let the mode of a link in
+            if key in declared and declared[key] != actual.get(key) and (key, declared["type"]) != ("mode", "symlink"):
+                return HALF_N
         if "flags" in declared and declared["flags"] != actual.get("flags", ""):
             return HALF_N
         if "owner" in declared and not same_user(declared["owner"], actual.get("owner", "")):

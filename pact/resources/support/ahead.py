@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -22,6 +23,10 @@ from pact.resources.base import Blobs, path_of
 from pact.resources.support.replace import DIR_FLAGS, drop, exchange_back, identified, keeps_content, lstat, write_fresh
 
 FILES_MAX: Final = 512
+#: Rows that are begun, and whose turn has not come: while the disk makes one durable, the next is written. All that a
+#: usual plan makes is made before the first old file goes: ext4 without a journal leaves the place of a removed file
+#: empty for a minute, and looks at each such place whenever a file is made.
+ROWS_MAX: Final = 24
 BYTES_MAX: Final = 4 << 20
 DIRECTORIES_MAX: Final = 8
 
@@ -46,18 +51,58 @@ class Left(NamedTuple):
 Lefts = dict[int, list[Left]]
 
 
-class Row:
-    """Files that are written, and that a separate thread makes durable while the row before is renamed into place; it
-    removes the old files of an earlier row first. ``count`` is the number of steps that were taken into account.
-    """
+class Lane:
+    """A separate thread that does one piece of work after the other. Where no more threads are possible, whoever asks
+    for it does it at once. It ends when there is nothing left to do."""
 
-    def __init__(self, lefts: Lefts) -> None:
-        self.count = 0
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._todo: deque[Work] = deque()
+        self._runs = False
+
+    def do(self, work: Work) -> None:
+        with self._lock:
+            self._todo.append(work)
+            if self._runs:
+                return
+            self._runs = True
+        try:
+            threading.Thread(target=self._work, name="pact-ahead", daemon=True).start()
+        except RuntimeError:
+            self._work()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._todo:
+                    self._runs = False
+                    return
+                work = self._todo.popleft()
+            try:
+                work.run()
+            finally:
+                work.done.set()
+
+
+class Work:
+    """Something for a ``Lane``."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+
+class Row(Work):
+    """Files that are written, and that a separate thread makes durable while others are written, or renamed into place.
+    ``count`` is the number of steps that were taken into account, ``size`` that of the bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.size = 0
         self.begun: dict[Place, Written] = {}
         self.directories: dict[tuple[int, int], int] = {}
-        self.lefts = lefts
-        self._kept: list[tuple[int, Left, int]] = []
-        self._thread = threading.Thread(target=self._work, name="pact-ahead", daemon=True)
 
     def place(self, dirfd: int, leaf: bytes) -> Place:
         """Open and remember the directory."""
@@ -66,37 +111,32 @@ class Row:
             self.directories[st.st_dev, st.st_ino] = os.dup(dirfd)
         return st.st_dev, st.st_ino, leaf
 
-    def start(self) -> None:
-        try:
-            self._thread.start()
-        except RuntimeError:  # no more threads are possible: do it at once
-            self._work()
-
-    def wait(self) -> None:
-        """Until all of it is done."""
-        if self._thread.ident is not None:
-            self._thread.join()
-
     def durable(self) -> dict[Place, Written]:
         """The files that are durable; waits for them."""
-        self.wait()
+        self.done.wait()
         for fd in self.directories.values():
             os.close(fd)
         return self.begun
 
-    def taken_kept(self) -> list[tuple[int, Left, int]]:
-        """The old files that are still there, once; after ``wait``."""
-        kept, self._kept = self._kept, []
-        return kept
-
-    def _work(self) -> None:
-        self._kept += remove(self.lefts)
+    def run(self) -> None:
         for there, dirfd in self.directories.items():
             places = [place for place in self.begun if place[:2] == there]
             names = tuple(self.begun[place][0] for place in places)
             for place, code in zip(places, syscalls.make_durable(dirfd, names), strict=True):
                 if code:  # it is written again when its turn comes, and the disk's error is reported then
                     _drop(dirfd, self.begun.pop(place)[0])
+
+
+class Removal(Work):
+    """Old files that a separate thread removes. ``kept``, when it is done: those that are still there."""
+
+    def __init__(self, lefts: Lefts) -> None:
+        super().__init__()
+        self._lefts = lefts
+        self.kept: list[tuple[int, Left, int]] = []
+
+    def run(self) -> None:
+        self.kept += remove(self._lefts)
 
 
 def remove(lefts: Lefts) -> Iterator[tuple[int, Left, int]]:
@@ -120,7 +160,9 @@ class Ahead:
         self._lefts: Lefts = {}
         self._lefts_size = 0
         self._ready: dict[Place, Written] = {}
-        self._coming: Row | None = None
+        self._coming: deque[Row] = deque()
+        self._removal: Removal | None = None
+        self._syncing, self._removing = Lane(), Lane()
         self._directories: dict[tuple[int, int], tuple[int, bytes]] = {}
 
     def __enter__(self) -> Ahead:
@@ -129,34 +171,51 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         self.finish()
 
+    @property
+    def begun(self) -> int:
+        """Steps of the rows whose turn has not come."""
+        return sum(row.count for row in self._coming)
+
+    def takes_more(self) -> bool:
+        """Whether another row may begin."""
+        size = sum(row.size for row in self._coming)
+        return len(self._coming) < ROWS_MAX and size <= BYTES_MAX and self._open() < DIRECTORIES_MAX
+
+    def _open(self) -> int:
+        """Directories that rows hold open."""
+        return sum(len(row.directories) for row in self._coming)
+
     def begin(self, steps: Iterable[Step], blobs: Blobs) -> None:
         """Write what these steps will put in place, as far as it is known now; it becomes durable meanwhile."""
-        assert self._coming is None
-        self._coming = row = Row(self._handed_over())
-        size, at, dirfd = 0, b"", -1
+        row = Row()
+        self._coming.append(row)
+        at, dirfd = b"", -1
         try:
             for step in steps:
                 row.count += 1
                 parent, leaf = os.path.split(path_of(step.id.partition(":")[2]))
                 if dirfd < 0 or parent != at:  # many in a row lie in one directory; which it is shows at their turn
                     dirfd, at = _instead(dirfd, parent), parent
-                size += 0 if dirfd < 0 else self._begin(dirfd, parent, leaf, step, blobs, row)
-                if size > BYTES_MAX or len(row.begun) >= FILES_MAX or len(row.directories) >= DIRECTORIES_MAX:
+                row.size += 0 if dirfd < 0 else self._begin(dirfd, parent, leaf, step, blobs, row)
+                if row.size > BYTES_MAX or len(row.begun) >= FILES_MAX or self._open() >= DIRECTORIES_MAX:
                     break
         finally:
             if dirfd >= 0:
                 os.close(dirfd)
-        row.start()
+        self._syncing.do(row)
 
     def turn(self) -> int:
-        """The turn of the begun row has come: unused files of the row before are removed, and the row is durable when
-        this returns. Returns the number of its steps; 0 if nothing was begun."""
-        row, self._coming = self._coming, None
-        if row is None:
+        """The turn of the row that began first has come: unused files of the row before are removed, and the row is
+        durable when this returns. Returns the number of its steps; 0 if nothing was begun."""
+        if not self._coming:
             return 0
+        row = self._coming.popleft()
         self._drop_unused()
         self._ready = row.durable()
-        self._say(row.taken_kept())
+        if self._lefts:
+            self._removed()
+            self._removal = Removal(self._handed_over())
+            self._removing.do(self._removal)
         return row.count
 
     def _begin(self, dirfd: int, parent: bytes, leaf: bytes, step: Step, blobs: Blobs, row: Row) -> int:
@@ -194,7 +253,9 @@ class Ahead:
         new = lstat(dirfd, leaf)
         if new is None or st.st_nlink != 1 or self._lefts_size + st.st_size > BYTES_MAX:
             return False
-        fd = self._directory(dirfd, os.path.dirname(path_of(resource.partition(":")[2])))
+        here = os.fstat(dirfd)
+        known = self._directories.get((here.st_dev, here.st_ino))
+        fd = known[0] if known else self._directory(dirfd, os.path.dirname(path_of(resource.partition(":")[2])))
         self._lefts_size += st.st_size
         seen = st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
         self._lefts.setdefault(fd, []).append(Left(aside, leaf, seen, resource, identified(new)))
@@ -202,22 +263,26 @@ class Ahead:
 
     def settle(self) -> dict[str, str]:
         """All old files are gone when this returns, or it says why not: ``late``."""
-        if self._coming is not None and self._coming.lefts:
-            self._coming.wait()
-            self._say(self._coming.taken_kept())
+        self._removed()
         self._say(remove(self._handed_over()))
         return self.late
+
+    def _removed(self) -> None:
+        """Waits for the removal that has begun."""
+        removal, self._removal = self._removal, None
+        if removal is not None:
+            removal.done.wait()
+            self._say(removal.kept)
 
     def makes_room(self) -> bool:
         """Remove everything that only waits: new files whose turn has not come, which are written again then, and old
         files. Returns whether there was anything, so that it is worth trying again on a full disk."""
-        coming = self._coming
-        waits = bool(self._ready or self._lefts or (coming is not None and (coming.begun or coming.lefts)))
-        if coming is not None:
-            coming.wait()
-            for place, (fresh, _, _) in coming.begun.items():
-                _drop(coming.directories[place[:2]], fresh)
-            coming.begun.clear()
+        waits = bool(self._ready or self._lefts or self._removal is not None or any(row.begun for row in self._coming))
+        for row in self._coming:
+            row.done.wait()
+            for place, (fresh, _, _) in row.begun.items():
+                _drop(row.directories[place[:2]], fresh)
+            row.begun.clear()
         self._drop_unused()
         self.settle()
         return waits
@@ -267,7 +332,8 @@ class Ahead:
         """Remove files that nobody took; everything else is durable when this returns, except in ``unsafe``
         directories."""
         self._drop_unused()
-        if self.turn():
+        while self._coming:
+            self.turn()
             self._drop_unused()
         self._sync()
 

@@ -17,6 +17,7 @@ from pact.model import Attrs
 GETFLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS of 64-bit x86 and ARM
 SETFLAGS: Final = 0x40086602
 BITS: Final = {"a": 0x20, "i": 0x10}
+ALL: Final = 0x30
 WORDS: Final = {"a": "append-only", "i": "immutable"}
 OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -40,7 +41,12 @@ def get_flags(fd: int) -> str:
         bits = _read(fd)
     except OSError:
         return ""
-    return "".join(letter for letter, bit in BITS.items() if bits & bit)
+    return letters_of(bits)
+
+
+def letters_of(bits: int) -> str:
+    """The letters of these inode flags."""
+    return "".join(letter for letter, bit in BITS.items() if bits & bit) if bits & ALL else ""
 
 
 def flags_at(dirfd: int, leaf: bytes) -> str:

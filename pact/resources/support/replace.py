@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
-import signal
 import stat
 import time
 from collections.abc import Container
@@ -187,22 +185,18 @@ def somebody_has_open(fd: int) -> bool | None:
     signal: by default SIGIO, which ends a process, so a signal is chosen that every process ignores by default.
     """
     ask_again = 1
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     for _ in range(OWN_TRIES):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except BlockingIOError:
-            if _open_here(fd):
-                time.sleep(OWN_WAIT_S)
-            elif ask_again:
-                ask_again -= 1  # a thread of this process may have closed it between the two questions
-            else:
-                return True
-        except OSError:
-            return None  # no leases on this file system: the earlier scan of /proc must do
-        else:
+        said = syscalls.ask_lease(fd)
+        if not said:
             return False
+        if said != errno.EAGAIN:
+            return None  # no leases on this file system: the earlier scan of /proc must do
+        if _open_here(fd):
+            time.sleep(OWN_WAIT_S)
+        elif ask_again:
+            ask_again -= 1  # a thread of this process may have closed it between the two questions
+        else:
+            return True
     return True
 
 

@@ -61,7 +61,7 @@ class FileSystem:
 
     def lacks(self, kept: int) -> Iterator[str]:
         """Why it has not enough room; ``kept`` bytes are stored on it first."""
-        if not kept and sum(map(self._size, self.steps)) <= self.room and sum(map(makes, self.steps)) <= self.files:
+        if kept + sum(map(self._size, self.steps)) <= self.room and sum(map(makes, self.steps)) <= self.files:
             return  # even if nothing were given back
         size, count, worst, most = kept, 0, kept, 0
         give_back = GiveBack(self.device)

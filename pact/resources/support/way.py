@@ -20,8 +20,6 @@ from pact.observe.places import LINKS_MAX, MOUNTS, RemotePlaces, may_hang
 from pact.resources.support.flags import flags_at
 
 MAKE_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-HOLD_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -59,13 +57,7 @@ def open_regular(dirfd: int, leaf: bytes) -> int:
     """A descriptor for reading a regular file. Anything else with this name is not opened: a FIFO would block, a device
     may act. Raises OSError; EINVAL if it is not a regular file.  # S2
     """
-    held = os.open(leaf, HOLD_FLAGS, dir_fd=dirfd)
-    try:
-        if not stat.S_ISREG(os.fstat(held).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        return os.open(f"/proc/self/fd/{held}", READ_FLAGS)
-    finally:
-        os.close(held)
+    return syscalls.open_regular(dirfd, leaf)
 
 
 @dataclass(frozen=True, slots=True)
