@@ -38,10 +38,10 @@ IDLE_S = 20.0
 
 
 class Running:
-    """One agent on a directory of its own below /var/tmp (files below /tmp are never resources)."""
+    """One agent on a directory of its own below /var/tmp (files below /tmp are never resources), or elsewhere."""
 
-    def __init__(self, count: int) -> None:
-        self.top = tempfile.mkdtemp(prefix="pact-bench-", dir="/var/tmp")
+    def __init__(self, count: int, where: str = "/var/tmp") -> None:
+        self.top = tempfile.mkdtemp(prefix="pact-bench-", dir=where)
         self.files = self._make(count)
         self.socket = f"{self.top}/agent.sock"
         self.config = f"{self.top}/agent.toml"
