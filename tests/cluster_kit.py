@@ -279,6 +279,12 @@ class Kit:
 
     def start_agent(self, name: str, *parents: tuple[str, str], cluster: str = "", base: str = "1h") -> str:
         """A process; returns its control socket. ``cluster``: more lines of that section."""
+        path = self.write_agent(name, *parents, cluster=cluster, base=base)
+        self.run(name, "agent", "--config", str(path))
+        return f"{path.parent}/sock"
+
+    def write_agent(self, name: str, *parents: tuple[str, str], cluster: str = "", base: str = "1h") -> Path:
+        """The configuration of an agent; returns its path."""
         home = self.base / f"agent-{name}"
         home.mkdir(exist_ok=True)
         path = home / "agent.toml"
@@ -288,8 +294,7 @@ class Kit:
             f"[observe]\nrealtime = false\nproc_connector = false\n"
             f'[cluster]\nparents = {self.parents(*parents)}\n{cluster}[keys]\nsecret = "{self.secret(name)}"\n'
         )
-        self.run(name, "agent", "--config", str(path))
-        return f"{home}/sock"
+        return path
 
     def run(self, name: str, *args: str) -> None:
         """An agent or an aggregator, forked from an interpreter that has read its modules already."""

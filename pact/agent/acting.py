@@ -18,6 +18,7 @@ from pact.core.node import below
 from pact.core.plan import Step
 from pact.errors import PactError, explained
 from pact.host.notify import log
+from pact.host.sharing import sharing
 from pact.model import Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS, Kind
 from pact.resources.base import Among, Blobs
@@ -57,7 +58,7 @@ def act(
     results: dict[str, str] = {}
     todo: list[Step] = []
     through = below.carried(nature, steps, (s.id for s in steps))
-    for step in steps:
+    for step in sharing(steps):
         if not resumed and _goes_ahead(step) and step.id not in through and step.id not in moved:
             todo.append(step)  # observed when its turn comes
             continue
@@ -78,9 +79,9 @@ def act(
             results[step.id] = MOVED
         else:
             todo.append(step)
-    sealed = {s.id: s for s in todo if _seals(s, todo)}
+    sealed = {s.id: s for s in sharing(todo) if _seals(s, todo)}
     lost = _say_kept(steps, results, kept)
-    bearing = {split_id(s.id)[1]: s.id for s in steps if _kind(s).bears}
+    bearing = {split_id(s.id)[1]: s.id for s in sharing(steps) if _kind(s).bears}
     done: list[Step] = []
     open_ends: list[int] = []
     closed = closed_directories(steps)
@@ -142,7 +143,7 @@ def act(
     settled = done + [s for s in steps if s.id not in tried and not results[s.id]]
     refused = [
         s
-        for s in todo
+        for s in sharing(todo)
         if results[s.id] and results[s.id] != MOVED and not any(results.get(need) for need in needs(s, bearing))
     ]
     concerned = {s.id for s in (*settled, *refused)}

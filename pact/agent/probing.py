@@ -15,6 +15,7 @@ from pact.agent.notifications import told_steps
 from pact.core.node import below
 from pact.core.node.events import Sighting
 from pact.core.plan import Step
+from pact.host.sharing import sharing
 from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Keep, Saved
@@ -69,7 +70,7 @@ def probe(
     """Observe, find consumers of resources that differ, keep what would be overwritten. Touches nothing. ``signed``
     gets the signatures (``sealed``) of regular files.  # F5, R4"""
     sightings, differing, conforming = [], list[Step](), list[Step]()
-    not_yet = {s.id: why for s in steps if (why := _not_yet(s))}
+    not_yet = {s.id: why for s in sharing(steps) if (why := _not_yet(s))}
     for step in steps:
         if step.id in not_yet:
             continue
@@ -86,7 +87,7 @@ def probe(
     refusals, saves, notes = list[str](), dict[str, Any](), list[str]()
     (refusals if applying else notes).extend(f"{r}: {why}" for r, why in not_yet.items())
     together = _asked_together(differing, keep)
-    for step in differing:
+    for step in sharing(differing):
         kind, name = split_id(step.id)
         saved = together.get(step.id) or KINDS[kind].preflight(name, step, keep)
         saves[step.id] = dict(saved.save)
@@ -105,7 +106,7 @@ def probe(
             refusals.append(saved.refusal)
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
-    left = (KINDS[split_id(s.id)[0]].left_behind(split_id(s.id)[1], s) for s in differing)
+    left = (KINDS[split_id(s.id)[0]].left_behind(split_id(s.id)[1], s) for s in sharing(differing))
     notes += [text for text in left if text]
     in_the_way, made = obstacles([*differing, *carried], conforming)
     moved = {s.id: s for s in (*differing, *carried)}
@@ -114,7 +115,7 @@ def probe(
     refusals = [unquoted(r, *(a for s in differing for a in (s.target, s.actual))) for r in refusals]  # S2
     if differing and consumers and not force:
         refusals += locks_on(differing)
-    asked = [s for s in (*differing, *carried) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
+    asked = [s for s in sharing((*differing, *carried)) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
     moving = {s.id for s in differing}
     telling = [s for s in steps if s.id in moving or s.owed]  # what was moved before is told now  # R14
     holders = find_holders([*asked, *told_steps(telling)], ask=ask) if consumers else []

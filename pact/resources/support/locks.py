@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from pact.core.plan import Step, below
+from pact.host.sharing import sharing
 from pact.model import encode_name, split_id
 from pact.resources.base import errno_text
 
@@ -42,7 +43,7 @@ KINDS: Final = frozenset({"module", "service", "package"})
 
 def locks_on(steps: Iterable[Step]) -> list[str]:
     """The holders of package managers' locks, if one of these steps touches something that packages may own."""
-    return holders() if any(owned(s) for s in steps) else []
+    return holders() if any(owned(s) for s in sharing(steps)) else []
 
 
 def owned(step: Step) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from pact.core.node.below import moves_names
 from pact.core.plan import Step, below
+from pact.host.sharing import sharing
 from pact.model import decode_name, encode_name, split_id
 from pact.resources.base import errno_text
 from pact.resources.support.flags import said
@@ -26,7 +27,7 @@ def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[
     refusals, made = [], dict[str, None]()
     unsealed = {split_id(s.id)[1] for s in (*steps, *opened) if s.target is not None and "flags" in s.target}
     ways: dict[bytes, Way] = {}
-    for name, step in files.items():
+    for name, step in sharing(files.items()):
         if name == "/" or any(below(name, m) for m in mounts):
             continue  # what will be there at its turn cannot be seen now
         above = os.path.dirname(decode_name(name))
@@ -51,7 +52,7 @@ def closed_directories(steps: Iterable[Step]) -> set[bytes]:
     """The directories in which all that is put back was closed to others, by one of them that nobody declared: if they
     must be made, they are closed again.  # S2"""
     secret, others = set[bytes](), set[bytes]()
-    for step in steps:
+    for step in sharing(steps):
         if not step.id.startswith("file:") or step.target is None:
             continue
         here, into = os.path.dirname(decode_name(split_id(step.id)[1])), secret if "secret" in step.target else others

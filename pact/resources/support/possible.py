@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from pact.core.plan import Step, below
+from pact.host.sharing import sharing
 from pact.model import Attrs, decode_name, encode_name, split_id
 from pact.resources.base import errno_text
 from pact.resources.support.accounts import group_id, user_id
@@ -31,7 +32,7 @@ def impossible(steps: Sequence[Step], store: Store = NO_STORE) -> list[str]:
     mounts = [split_id(s.id)[1] for s in steps if s.id.startswith("mount:")]
     out: list[str] = []
     files = []
-    for step in steps:
+    for step in sharing(steps):
         kind, name = split_id(step.id)
         if kind == "file":
             out += [f"{step.id}: {why}" for why in _people(step.target)]
@@ -78,7 +79,7 @@ def _places(steps: Iterable[Step], store: Store) -> list[str]:
     out: list[str] = []
     written: list[tuple[Step, int, os.statvfs_result]] = []
     places: dict[bytes, tuple[os.statvfs_result, int] | None] = {}
-    for step in steps:
+    for step in sharing(steps):
         path = os.path.dirname(decode_name(split_id(step.id)[1]))
         try:
             place = places[path] if path in places else places.setdefault(path, _place(path))

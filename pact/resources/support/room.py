@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pact.core.plan import Step
+from pact.host.sharing import sharing
 from pact.model import decode_name, split_id
 from pact.observe.mountinfo import read_mounts
 from pact.resources.support.replace import somebody_has_open
@@ -61,7 +62,8 @@ class FileSystem:
 
     def lacks(self, kept: int) -> Iterator[str]:
         """Why it has not enough room; ``kept`` bytes are stored on it first."""
-        if kept + sum(map(self._size, self.steps)) <= self.room and sum(map(makes, self.steps)) <= self.files:
+        sizes, files = sum(map(self._size, sharing(self.steps))), sum(map(makes, sharing(self.steps)))
+        if kept + sizes <= self.room and files <= self.files:
             return  # even if nothing were given back
         size, count, worst, most = kept, 0, kept, 0
         give_back = GiveBack(self.device)
