@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,14 @@ class Peer:
 
 
 class Sessions:
-    """A keeper and its sessions. ``twin``: those of the Python twin."""
+    """A keeper and its sessions. ``twin``: those of the Python twin. ``around``: words that run the keeper's."""
 
-    def __init__(self, twin: bool) -> None:
+    def __init__(self, twin: bool, around: Sequence[str] = ()) -> None:
         self.twin = twin
         self.place = Path(tempfile.mkdtemp(prefix="pact-s-"))
         self.path = f"{self.place}/keeper.sock"
         self.keeper = subprocess.Popen(
-            [sys.executable, "-m", "pact.session.keeper", self.path], cwd=REPOSITORY, stdin=subprocess.DEVNULL
+            [*around, sys.executable, "-m", "pact.session.keeper", self.path], cwd=REPOSITORY, stdin=subprocess.DEVNULL
         )
         self.peers: list[Peer] = []
         self.pids: list[int] = []

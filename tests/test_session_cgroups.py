@@ -83,3 +83,37 @@ def test_a_cgroup_is_had_also_below_one_with_processes_and_controllers(tmp_path:
             if path.is_dir():
                 wait_until(lambda path=path: cgroups.remove([str(path)]), f"{path} is empty")
         wait_until(lambda: cgroups.remove([str(above)]), "it is empty")
+
+
+PAM = "auth required pam_permit.so\naccount required pam_permit.so\nsession optional pam_exec.so quiet {script}\n"
+#: As ``pam_systemd`` does it: the process that opens the session is put into another cgroup. It is the parent here.
+MOVES = '#!/bin/sh\n[ "$PAM_TYPE" = open_session ] || exit 0\n{first}echo $PPID > {scope}/cgroup.procs\n'
+
+
+@pytest.mark.parametrize("twin", [True, False], ids=["twin", "native"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_a_scope_of_the_login_manager_has_the_bound_of_the_session(twin: bool, shared: bool, tmp_path: Path) -> None:
+    """A module of PAM moves the session on. The cgroup of a job, in which others are, keeps its own bounds."""
+    scope = Path(f"/sys/fs/cgroup/pids/pact-test-{os.getpid()}")
+    if not scope.parent.exists():
+        pytest.skip("there is no controller of version 1 for the number of processes")
+    (tmp_path / "pam.d").mkdir()
+    script, other = tmp_path / "moves", subprocess.Popen(["sleep", "60"])
+    script.write_text(MOVES.format(scope=scope, first=f"echo {other.pid} > {scope}/cgroup.procs\n" if shared else ""))
+    script.chmod(0o755)
+    (tmp_path / "pam.d" / "pact").write_text(PAM.format(script=script))
+    scope.mkdir()
+    over = f'mount --bind {tmp_path}/pam.d /etc/pam.d && exec "$@"'
+    sessions = Sessions(twin, ["unshare", "-m", "sh", "-c", over, "sh"])
+    try:
+        state = sessions.open("a", "read _", tasks=77)
+        assert state["pid"] in cgroups.members(str(scope)), "it was moved"
+        assert (scope / "pids.max").read_text() == ("max\n" if shared else "77\n")
+    finally:
+        sessions.close()
+        for pid in cgroups.processes(str(scope)):
+            os.kill(pid, signal.SIGKILL)
+        other.kill()
+        other.wait()
+        wait_until(lambda: not cgroups.processes(str(scope)), "all have ended")
+        scope.rmdir()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Collection
 from typing import Final
 
 V2_TOPS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
@@ -79,6 +80,23 @@ def enter(name: str, tasks: int, weight: int = 0) -> list[str]:
         else:
             remove([path])
     return made
+
+
+def places() -> list[str]:
+    """The cgroups of this process that count here."""
+    return [path for path, _ in _own()]
+
+
+def moved_on(before: Collection[str], tasks: int, weight: int = 0) -> list[str]:
+    """A module of PAM may have moved this process on, into a scope of the login manager: give that the same bounds, and
+    return it, for it is the session's now. ``before``: ``places`` until then. A cgroup in which somebody else is, such
+    as that of a job, is left as it is. The login manager may set its own bounds again."""
+    found = []
+    for path, kind in _own():
+        if path not in before and processes(path) == {os.getpid()}:
+            found.append(path)
+            _limit(path, kind, tasks, weight if kind != "pids" else 0)
+    return found
 
 
 def _limit(path: str, kind: str, tasks: int, weight: int) -> None:

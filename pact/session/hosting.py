@@ -48,7 +48,9 @@ class Hosted(Session):
             ruser=str(request.get("person", "")),
         )
         self.pam.require_account(name)
+        before = cgroups.places()
         more = self.pam.open_session()
+        self.made.cgroups += cgroups.moved_on(before, int(request["tasks"]), self.made.weight)
         return more
 
     def start(self) -> None:

@@ -46,6 +46,7 @@ class Prepared:
     fds: tuple[int, int, int] = (-1, -1, -1)
     tty: str = ""
     cgroups: list[str] = field(default_factory=list)
+    weight: int = 0
     listener: socket.socket | None = None
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -99,8 +100,8 @@ def prepare(request: Mapping[str, Any]) -> Prepared:
         late,
         person.pw_uid,
     )
-    weight = cgroups.COMMAND_WEIGHT if request.get("whole") else 0
-    made.cgroups = cgroups.enter(f"{made.id}-{os.getpid()}", int(request["tasks"]), weight)
+    made.weight = cgroups.COMMAND_WEIGHT if request.get("whole") else 0
+    made.cgroups = cgroups.enter(f"{made.id}-{os.getpid()}", int(request["tasks"]), made.weight)
     keepers_audit = spawn.login()[1]
     try:
         log_in(person.pw_uid)
@@ -118,7 +119,7 @@ def prepare(request: Mapping[str, Any]) -> Prepared:
         "tty": made.tty,
         "rows": made.size[0],
         "cols": made.size[1],
-        "cgroups": made.cgroups,
+        "cgroups": list(made.cgroups),
         "keepers_audit": keepers_audit,
         "began": time.time_ns(),
         **{key: request[key] for key in KEPT if key in request},
@@ -167,6 +168,7 @@ def _native(made: Prepared, conn: socket.socket) -> Iterator[tuple[str, str]]:
     )
     yield from (("uid", str(made.entry.pw_uid)), ("gid", str(made.entry.pw_gid)), ("person", str(made.person)))
     yield from (("rows", str(made.size[0])), ("cols", str(made.size[1])), ("since", str(made.state["began"])))
+    yield from (("tasks", str(made.request["tasks"])), ("weight", str(made.weight)))
     yield from (("state", made.state_path), ("sock", made.socket_path), ("head", json.dumps(made.state)[:-1]))
     yield from (("tty", made.tty or "pact"), ("who", str(request.get("who", ""))))
     yield from (("rhost", str(request.get("rhost", ""))), ("ruser", str(request["person"])))

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
@@ -188,7 +189,7 @@ static struct {
     const char *who, *cgroups[CGROUPS_MAX];
     char *args[LISTS_MAX], *env[LISTS_MAX], *late[LISTS_MAX];
     int n_args, n_env, n_late, n_cgroups;
-    long uid, gid, person, rows, columns, x, y;
+    long uid, gid, person, rows, columns, x, y, tasks, weight;
     int64_t idle, detached, cast_half, since_ns;
     /* while it runs */
     pid_t pid, host;
@@ -1069,6 +1070,71 @@ static void require(int code, const char *what) {
 #define LOAD(name, field) \
     if (!(*(void **)&pam.field = dlsym(pam.library, name))) refuse("PAM cannot be used: %s%s", name, " is missing")
 
+/* ---- where PAM has put it (cgroups.py says why) ---------------------------------------------------------------------------- */
+
+static size_t read_text(const char *path, char *to, size_t room) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    size_t n = 0;
+    ssize_t got;
+    if (fd >= 0) {
+        while (n + 1 < room && (got = read(fd, to + n, room - 1 - n)) > 0) n += (size_t)got;
+        close(fd);
+    }
+    to[n] = '\0';
+    return n;
+}
+
+static void put_number(const char *directory, const char *file, long number) {
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/%s", directory, file) >= (int)sizeof path) return;
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0) { dprintf(fd, "%ld", number); close(fd); }
+}
+
+/* Nobody but this process is in it: it was made for the session. */
+static bool only_self_in(const char *directory) {
+    char path[PATH_MAX], text[64], own[32];
+    if (snprintf(path, sizeof path, "%s/cgroup.procs", directory) >= (int)sizeof path) return false;
+    snprintf(own, sizeof own, "%d\n", (int)getpid());
+    return read_text(path, text, sizeof text) && !strcmp(text, own);
+}
+
+static bool names(const char *controllers, const char *wanted) {
+    size_t n = strlen(wanted);
+    for (const char *p = controllers; (p = strstr(p, wanted)); p += n)
+        if ((p == controllers || p[-1] == ',') && (!p[n] || p[n] == ',')) return true;
+    return false;
+}
+
+static void bound_there(const char *number, const char *controllers, const char *path) {
+    char directory[PATH_MAX];
+    const char *top = NULL;
+    bool second = !strcmp(number, "0"), cpu = names(controllers, "cpu"), pids = names(controllers, "pids");
+    if (!strncmp(path, "/..", 3)) return;
+    if (second)
+        top = !access("/sys/fs/cgroup/cgroup.procs", F_OK) ? "/sys/fs/cgroup" : "/sys/fs/cgroup/unified";
+    else if (pids || cpu)
+        top = pids ? "/sys/fs/cgroup/pids" : "/sys/fs/cgroup/cpu";
+    if (!top || snprintf(directory, sizeof directory, "%s%s", top, path) >= (int)sizeof directory) return;
+    if (!only_self_in(directory)) return;
+    if (second || pids) put_number(directory, "pids.max", s.tasks);
+    if (s.weight && second) put_number(directory, "cpu.weight", s.weight);
+    else if (s.weight && cpu) put_number(directory, "cpu.shares", s.weight * 1024 / 100);
+}
+
+/* Bound every cgroup in which this process is now and was not ``before``. */
+static void moved_on(const char *before) {
+    static char now[8192];
+    char *rest = now, *row;
+    read_text("/proc/self/cgroup", now, sizeof now);
+    while (s.tasks > 0 && (row = strsep(&rest, "\n")) && *row) {
+        char line[PATH_MAX + 256];
+        if (snprintf(line, sizeof line, "\n%s\n", row) >= (int)sizeof line || strstr(before, line)) continue;
+        char *number = strsep(&row, ":"), *controllers = strsep(&row, ":");
+        if (number && controllers && row) bound_there(number, controllers, row);
+    }
+}
+
 static void pam_begin(void) {
     static struct pam_conv conversation = {talk, NULL};
     if (!s.service || !*s.service) return;
@@ -1093,8 +1159,11 @@ static void pam_begin(void) {
     require(code, "the account");
     require(pam.setcred(pam.handle, PAM_ESTABLISH_CRED), "the account's rights");
     pam.credited = true;
+    static char before[8192] = "\n";
+    read_text("/proc/self/cgroup", before + 1, sizeof before - 1);
     require(pam.open_session(pam.handle, 0), "the session");
     pam.opened = true;
+    moved_on(before);
 }
 
 /* ---- the person's process ------------------------------------------------------------------------------------------------ */
@@ -1171,7 +1240,8 @@ static void wanted(const char *key, char *value) {
         {"conn", &s.conn}, {"listener", &s.listener}, {"input", &s.input}, {"out", &s.out[0].fd}, {"err", &s.out[1].fd},
         {"child0", &s.child_fds[0]}, {"child1", &s.child_fds[1]}, {"child2", &s.child_fds[2]}, {"terminal", &s.terminal}};
     static const struct { const char *key; long *to; } longs[] = {
-        {"uid", &s.uid}, {"gid", &s.gid}, {"person", &s.person}, {"rows", &s.rows}, {"cols", &s.columns}};
+        {"uid", &s.uid}, {"gid", &s.gid}, {"person", &s.person}, {"rows", &s.rows}, {"cols", &s.columns},
+        {"tasks", &s.tasks}, {"weight", &s.weight}};
     static const struct { const char *key; int64_t *to; } times[] = {
         {"idle", &s.idle}, {"detached", &s.detached}, {"half", &s.cast_half}, {"since", &s.since_ns}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) if (!strcmp(key, texts[i].key)) *texts[i].to = value;
