@@ -347,3 +347,54 @@ def test_a_disk_with_room_for_one_new_file_has_room_for_the_plan(
         assert not list(tmp_path.glob("d*/.pact-*"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.invariant("R5")
+def test_a_disk_with_little_room_has_one_row_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others on the node need its room, too: where there is plenty, all rows of a plan are begun at once."""
+    monkeypatch.setattr(acting, "FILES_MAX", 10)
+    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    real = acting._restore
+    for size, most in (("8m", 20), ("1g", COUNT)):
+        top = tmp_path / size
+        top.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", top], check=True)
+        try:
+            steps, blobs = plan(top, 1)
+            seen = list[int]()
+
+            def restore(step: Step, *args: object, top: Path = top, seen: list[int] = seen, **more: object) -> str:
+                seen.append(len(list(top.glob("d*/.pact-*"))))
+                return real(step, *args, **more)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(acting, "_restore", restore)
+            assert act(steps, blobs) == {s.id: "" for s in steps}
+            assert most // 2 < seen[0] <= most, (size, seen)
+        finally:
+            subprocess.run(["umount", top], check=True)
+
+
+@pytest.mark.parametrize("call", ["make_durable", "unlink_unchanged"])
+def test_what_nobody_expected_in_a_thread_holds_nothing_up(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New files are written again; of old ones it is said that they are still there."""
+    monkeypatch.setattr(acting, "FILES_MAX", 10)
+    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    steps, blobs = plan(tmp_path, 2)
+    real, calls = getattr(syscalls, call), [0]
+
+    def breaks(*args: object) -> object:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise ZeroDivisionError("nobody expected it")
+        return real(*args)
+
+    monkeypatch.setattr(syscalls, call, breaks)
+    results = act(steps, blobs)
+    failed = {s for s, why in results.items() if why}
+    left = list(tmp_path.glob("d*/.pact-*"))
+    assert len(failed) == len(left) and bool(failed) == (call == "unlink_unchanged")
+    assert all("input/output" in results[s] for s in failed)
+    assert all(p.read_text().startswith("declared") for p in tmp_path.glob("d*/f*"))
+    assert "ZeroDivisionError" in capsys.readouterr().err

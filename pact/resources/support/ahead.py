@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -28,6 +29,9 @@ FILES_MAX: Final = 512
 #: empty for a minute, and looks at each such place whenever a file is made.
 ROWS_MAX: Final = 24
 BYTES_MAX: Final = 4 << 20
+#: A file system with less room, or fewer free inodes, has one row at a time.
+ROOM_MIN: Final = 256 << 20
+INODES_MIN: Final = 2 * ROWS_MAX * FILES_MAX
 DIRECTORIES_MAX: Final = 8
 
 #: Device and inode of a directory, and a name in it.
@@ -80,8 +84,10 @@ class Lane:
                 work = self._todo.popleft()
             try:
                 work.run()
-            finally:
-                work.done.set()
+            except Exception:  # nobody expected it: the rest is done all the same
+                traceback.print_exc()
+                work.broke()
+            work.done.set()
 
 
 class Work:
@@ -91,6 +97,10 @@ class Work:
         self.done = threading.Event()
 
     def run(self) -> None:
+        raise NotImplementedError
+
+    def broke(self) -> None:
+        """``run`` has raised something: what it leaves is as if it had failed."""
         raise NotImplementedError
 
 
@@ -126,6 +136,23 @@ class Row(Work):
                 if code:  # it is written again when its turn comes, and the disk's error is reported then
                     _drop(dirfd, self.begun.pop(place)[0])
 
+    def broke(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Remove them; each is written again when its turn comes."""
+        for place, (fresh, _, _) in self.begun.items():
+            _drop(self.directories[place[:2]], fresh)
+        self.begun.clear()
+
+    def is_roomy(self) -> bool:
+        """Whether its file systems have so much room that nobody misses what is written ahead."""
+        said = map(os.fstatvfs, self.directories.values())
+        return all(
+            (not st.f_blocks or st.f_bavail * st.f_frsize >= ROOM_MIN) and (not st.f_files or st.f_favail >= INODES_MIN)
+            for st in said
+        )
+
 
 class Removal(Work):
     """Old files that a separate thread removes. ``kept``, when it is done: those that are still there."""
@@ -137,6 +164,10 @@ class Removal(Work):
 
     def run(self) -> None:
         self.kept += remove(self._lefts)
+
+    def broke(self) -> None:
+        rows = ((dirfd, left) for dirfd, row in self._lefts.items() for left in row)
+        self.kept = [(dirfd, left, errno.EIO) for dirfd, left in rows if lstat(dirfd, left.aside) is not None]
 
 
 def remove(lefts: Lefts) -> Iterator[tuple[int, Left, int]]:
@@ -179,7 +210,10 @@ class Ahead:
     def takes_more(self) -> bool:
         """Whether another row may begin."""
         size = sum(row.size for row in self._coming)
-        return len(self._coming) < ROWS_MAX and size <= BYTES_MAX and self._open() < DIRECTORIES_MAX
+        if not self._coming:
+            return True
+        few = len(self._coming) < ROWS_MAX and size <= BYTES_MAX and self._open() < DIRECTORIES_MAX
+        return few and self._coming[-1].is_roomy()
 
     def _open(self) -> int:
         """Directories that rows hold open."""
@@ -280,9 +314,7 @@ class Ahead:
         waits = bool(self._ready or self._lefts or self._removal is not None or any(row.begun for row in self._coming))
         for row in self._coming:
             row.done.wait()
-            for place, (fresh, _, _) in row.begun.items():
-                _drop(row.directories[place[:2]], fresh)
-            row.begun.clear()
+            row.drop()
         self._drop_unused()
         self.settle()
         return waits
