@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ CONTRAST = """() => {
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement;
-    if (!walk.currentNode.textContent.trim() || !e.offsetParent || e.closest("i.out")) continue;
+    if (!walk.currentNode.textContent.trim() || !e.offsetParent) continue;
     let behind = e, back = null;
     while (behind && !(back = parse(getComputedStyle(behind).backgroundColor))) behind = behind.parentElement;
     const a = light(parse(getComputedStyle(e).color)), b = light(back || [255, 255, 255]);
@@ -357,6 +358,30 @@ CONTRAST = """() => {
   }
   return worst;
 }"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("count", [0, 40, 1_000])
+def test_a_screen_reader_has_names_roles_and_contrast(
+    closing: Callable[[Fleet], Fleet], count: int, scheme: str
+) -> None:
+    """As far as a machine can tell: axe-core's rules, on the whole fleet, on a search, and beside one node."""
+    axe = (resources.files("axe_playwright_python") / "axe.min.js").read_text()
+    fleet = closing(busy_fleet(count))
+    with opened(fleet, color_scheme=scheme) as page:
+        page.evaluate(axe)  # by the browser's own tools: the page's policy allows no script from elsewhere
+        assert page.evaluate(VIOLATIONS) == []
+        if count:
+            page.fill("#set", "n[001-009]" if count < 1000 else "n[0001-0009]")
+            shows(page, "#found", "9 nodes of")
+            assert page.evaluate(VIOLATIONS) == []
+            page.locator("#map i.blocked").click()
+            shows(page, "#node", "used by python3")
+            assert page.evaluate(VIOLATIONS) == []
+
+
+VIOLATIONS = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map(
+  v => [v.id, v.help, v.nodes.slice(0, 3).map(n => n.html.slice(0, 120))])"""
 
 
 def test_without_script_it_reloads_itself(closing: Callable[[Fleet], Fleet]) -> None:

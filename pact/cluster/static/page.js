@@ -188,7 +188,7 @@ function build() {
     make("div", null, "", {id: "states", role: "group", "aria-label": "Show one state"}),
     make("div", null, "", {id: "map", role: "group", "aria-label": "One cell for each node; arrow keys move, Enter shows the node"}));
   const first = make("div"), second = make("div"), view = make("main", null, "view", {id: "view"});
-  first.append(map, section("records", "Newest records", table("records", ["time", "node", "what", "who", ""])));
+  first.append(map, section("records", "Newest records", table("records", ["time", "node", "what", "who", "more"])));
   second.append(
     section("stopped", "Blocked and failed", table("stopped", ["nodes", "change", "by whom, or why"])),
     section("windows", "Windows by time left", table("windows", ["#left", "nodes", "owner", "what"])),
