@@ -146,7 +146,10 @@ cdef extern from *:
     static int pact_open_regular(int dfd, const char *name) {
         char place[32];
         struct stat st;
-        int fd, why, held = openat(dfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        int fd, why, held;
+        do
+            held = openat(dfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        while (held < 0 && errno == EINTR);
         if (held < 0)
             return -1;
         if (fstat(held, &st))
@@ -156,7 +159,9 @@ cdef extern from *:
             fd = -1;
         } else {
             snprintf(place, sizeof place, "/proc/self/fd/%d", held);
-            fd = open(place, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+            do
+                fd = open(place, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+            while (fd < 0 && errno == EINTR);
         }
         why = errno;
         close(held);

@@ -36,8 +36,8 @@ DIRECTORIES_MAX: Final = 8
 
 #: Device and inode of a directory, and a name in it.
 Place = tuple[int, int, bytes]
-#: The temporary name of the new file, its directory, and what it replaces (``_identity``).
-Written = tuple[bytes, bytes, tuple[int, ...]]
+#: The temporary name of the new file, and what it replaces (``_identity``).
+Written = tuple[bytes, tuple[int, ...]]
 
 
 class Left(NamedTuple):
@@ -121,12 +121,12 @@ class Row(Work):
             self.directories[st.st_dev, st.st_ino] = os.dup(dirfd)
         return st.st_dev, st.st_ino, leaf
 
-    def durable(self) -> dict[Place, Written]:
-        """The files that are durable; waits for them."""
-        self.done.wait()
+    def close(self) -> None:
+        """Its turn is over: remove what nobody took."""
+        self.drop()
         for fd in self.directories.values():
             os.close(fd)
-        return self.begun
+        self.directories.clear()
 
     def run(self) -> None:
         for there, dirfd in self.directories.items():
@@ -141,7 +141,7 @@ class Row(Work):
 
     def drop(self) -> None:
         """Remove them; each is written again when its turn comes."""
-        for place, (fresh, _, _) in self.begun.items():
+        for place, (fresh, _) in self.begun.items():
             _drop(self.directories[place[:2]], fresh)
         self.begun.clear()
 
@@ -190,7 +190,7 @@ class Ahead:
         self.late: dict[str, str] = {}
         self._lefts: Lefts = {}
         self._lefts_size = 0
-        self._ready: dict[Place, Written] = {}
+        self._row: Row | None = None  # whose turn it is
         self._coming: deque[Row] = deque()
         self._removal: Removal | None = None
         self._syncing, self._removing = Lane(), Lane()
@@ -230,29 +230,29 @@ class Ahead:
                 parent, leaf = os.path.split(path_of(step.id.partition(":")[2]))
                 if dirfd < 0 or parent != at:  # many in a row lie in one directory; which it is shows at their turn
                     dirfd, at = _instead(dirfd, parent), parent
-                row.size += 0 if dirfd < 0 else self._begin(dirfd, parent, leaf, step, blobs, row)
+                row.size += 0 if dirfd < 0 else self._begin(dirfd, leaf, step, blobs, row)
                 if row.size > BYTES_MAX or len(row.begun) >= FILES_MAX or self._open() >= DIRECTORIES_MAX:
                     break
         finally:
             if dirfd >= 0:
                 os.close(dirfd)
-        self._syncing.do(row)
+            self._syncing.do(row)
 
     def turn(self) -> int:
         """The turn of the row that began first has come: unused files of the row before are removed, and the row is
         durable when this returns. Returns the number of its steps; 0 if nothing was begun."""
         if not self._coming:
             return 0
-        row = self._coming.popleft()
-        self._drop_unused()
-        self._ready = row.durable()
+        self._turn_over()
+        self._row = row = self._coming.popleft()
+        row.done.wait()
         if self._lefts:
             self._removed()
             self._removal = Removal(self._handed_over())
             self._removing.do(self._removal)
         return row.count
 
-    def _begin(self, dirfd: int, parent: bytes, leaf: bytes, step: Step, blobs: Blobs, row: Row) -> int:
+    def _begin(self, dirfd: int, leaf: bytes, step: Step, blobs: Blobs, row: Row) -> int:
         target = step.target
         if target is None or target["type"] != "file" or "sha256" not in target:
             return 0
@@ -264,7 +264,7 @@ class Ahead:
             place = row.place(dirfd, leaf)
             if place in row.begun:
                 return 0  # the same place by another path: only the first one's content fits the first turn
-            row.begun[place] = write_fresh(dirfd, leaf, target, st, content, durable=False), parent, _identity(st)
+            row.begun[place] = write_fresh(dirfd, leaf, target, st, content, durable=False), _identity(st)
             return len(content)
         except (OSError, PactError):
             return 0
@@ -272,10 +272,10 @@ class Ahead:
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
         """The name of the new file for this place, if it is still right; from now on it belongs to the caller."""
         here = os.fstat(dirfd)
-        found = self._ready.pop((here.st_dev, here.st_ino, leaf), None)
+        found = self._row.begun.pop((here.st_dev, here.st_ino, leaf), None) if self._row is not None else None
         if found is None:
             return None
-        fresh, _, before = found
+        fresh, before = found
         if before == _identity(st):
             return fresh
         _drop(dirfd, fresh)
@@ -311,11 +311,11 @@ class Ahead:
     def makes_room(self) -> bool:
         """Remove everything that only waits: new files whose turn has not come, which are written again then, and old
         files. Returns whether there was anything, so that it is worth trying again on a full disk."""
-        waits = bool(self._ready or self._lefts or self._removal is not None or any(row.begun for row in self._coming))
-        for row in self._coming:
+        rows = [*self._coming, *([self._row] if self._row is not None else [])]
+        waits = bool(self._lefts or self._removal is not None or any(row.begun for row in rows))
+        for row in rows:
             row.done.wait()
             row.drop()
-        self._drop_unused()
         self.settle()
         return waits
 
@@ -363,21 +363,15 @@ class Ahead:
     def finish(self) -> None:
         """Remove files that nobody took; everything else is durable when this returns, except in ``unsafe``
         directories."""
-        self._drop_unused()
-        while self._coming:
-            self.turn()
-            self._drop_unused()
+        while self.turn():
+            pass
+        self._turn_over()
         self._sync()
 
-    def _drop_unused(self) -> None:
-        for fresh, parent, _ in self._ready.values():
-            try:
-                dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
-            except OSError:
-                continue  # the next plan cleans up there
-            _drop(dirfd, fresh)
-            os.close(dirfd)
-        self._ready.clear()
+    def _turn_over(self) -> None:
+        if self._row is not None:
+            self._row.close()
+            self._row = None
 
 
 def _instead(dirfd: int, parent: bytes) -> int:
@@ -399,4 +393,7 @@ def _drop(dirfd: int, fresh: bytes) -> None:
 
 
 def _identity(st: os.stat_result | None) -> tuple[int, ...]:
-    return () if st is None else (st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns)
+    """What changes with anything of the file, its attributes too: the new one may have been given those."""
+    if st is None:
+        return ()
+    return st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns
