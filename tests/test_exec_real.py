@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_kit import inherited
 from streams_kit import NODES, Between, Fleet, alive, fleet, within
 
 from pact.cluster.client import Result
@@ -77,36 +76,6 @@ def test_what_looks_the_same_is_shown_once(kit: Fleet, tmp_path: Path) -> None:
     command = f"printf same; mkdir {tmp_path}/first 2>/dev/null || echo"
     said = kit.run_pact("exec", "--nodes", "n[1-3]", "--", command)
     assert said.stdout.count("same\n") == 1 and "n[1-3] (3)" in said.stdout, said
-
-
-def test_an_account_that_one_node_lacks_fails_there_alone(kit: Fleet, tmp_path: Path) -> None:
-    """The account is looked for on each node: n4 has one that n1 and n2 have not."""
-    for name, row in (("passwd", "x:54321:54321::/:/bin/sh"), ("shadow", "*:19000:0:99999:7:::")):
-        (tmp_path / name).write_text(Path(f"/etc/{name}").read_text() + f"visitor:{row}\n")
-        (tmp_path / name).chmod(0o600 if name == "shadow" else 0o644)
-    kit.add("n4", "node")
-    kit.roles["n4"] = "node"
-    kit.admit("visitor", "admin")
-    lines = f'roots = ["{kit.public["root1"]}"]\nsealed = true\n[shell]\ntranscript = false\n'
-    place = kit.write_agent("n4", ("agg1", kit.below), ("agg2", kit.other), cluster=lines)
-    words = [sys.executable, "-m", "pact.cli.main", "agent", "--config", str(place)]
-    over = " && ".join(f"mount --bind {tmp_path}/{name} /etc/{name}" for name in ("passwd", "shadow"))
-    apart = ["unshare", "-m", "sh", "-c", f'{over} && exec "$@"', "sh"]
-    with subprocess.Popen(
-        [*apart, *words], env={**inherited(), "NOTIFY_SOCKET": ""}, stderr=subprocess.DEVNULL
-    ) as agent:
-        try:
-            kit.connected("n4")
-            said = kit.run_pact("--json", "exec", "--nodes", "n[1-2,4]", "--", "id -un", who="visitor")
-        finally:
-            agent.terminate()
-    doc = json.loads(said.stdout)
-    assert doc["nodes"]["n4"]["stdout"] == "visitor\n" and doc["nodes"]["n4"]["exit"] == 0, said
-    assert set(doc["failed"]) == {"n[1-2]"} and "no account visitor" in doc["failed"]["n[1-2]"], said
-    assert said.returncode == 3
-    assert kit.run_pact("exec", "--nodes", "n1", "--", "true", who="visitor").returncode == 3
-    denied = [r for r in kit.records("n1", "denied") if r["actor"]["user"] == "visitor"]
-    assert denied and "no account" in denied[-1]["data"]["why"]
 
 
 def test_bytes_that_are_no_text_reach_a_program_whole(kit: Fleet) -> None:
