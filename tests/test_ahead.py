@@ -454,3 +454,17 @@ def test_a_row_that_could_not_be_begun_ends_the_plan_and_holds_nothing_up(
     with pytest.raises(ZeroDivisionError):
         act(steps, blobs)
     assert not [t for t in threading.enumerate() if t.name == "pact-ahead"]
+
+
+@pytest.mark.parametrize("directories", [1, 3, COUNT])
+def test_rows_are_as_long_as_they_may_be(directories: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are begun at once, and whether they share directories: a row of few files costs as much as one of
+    many."""
+    monkeypatch.setattr(acting, "FILES_MAX", 10)
+    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    rows, real = list[int](), Ahead.turn
+    monkeypatch.setattr(Ahead, "turn", lambda self: rows.append(real(self)) or rows[-1])
+    steps, blobs = plan(tmp_path, directories)
+    assert act(steps, blobs) == {s.id: "" for s in steps}
+    full = 10 if directories < DIRECTORIES_MAX else DIRECTORIES_MAX
+    assert [n for n in rows if n] == [full] * (COUNT // full)

@@ -34,6 +34,8 @@ ROOM_MIN: Final = 256 << 20
 INODES_MIN: Final = 2 * ROWS_MAX * FILES_MAX
 DIRECTORIES_MAX: Final = 8
 
+#: Its device and inode.
+Directory = tuple[int, int]
 #: Device and inode of a directory, and a name in it.
 Place = tuple[int, int, bytes]
 #: The temporary name of the new file, and what it replaces (``_identity``).
@@ -104,28 +106,50 @@ class Work:
         raise NotImplementedError
 
 
+class Directories:
+    """Descriptors of directories that several rows share. For one thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[Directory, tuple[int, int]] = {}  # the descriptor, and how many have it
+
+    def hold(self, there: Directory, dirfd: int) -> int:
+        """One that stays open until it is let go; ``dirfd`` is one of the same directory."""
+        fd, count = self._held.get(there, (-1, 0))
+        self._held[there] = fd if count else os.dup(dirfd), count + 1
+        return self._held[there][0]
+
+    def let_go(self, there: Directory) -> None:
+        fd, count = self._held.pop(there)
+        if count > 1:
+            self._held[there] = fd, count - 1
+        else:
+            os.close(fd)
+
+
 class Row(Work):
     """Files that are written, and that a separate thread makes durable while others are written, or renamed into place.
     ``count`` is the number of steps that were taken into account, ``size`` that of the bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Directories) -> None:
         super().__init__()
         self.count = self.size = 0
         self.begun: dict[Place, Written] = {}
-        self.directories: dict[tuple[int, int], int] = {}
+        self.directories: dict[Directory, int] = {}
+        self._shared = shared
 
     def place(self, dirfd: int, leaf: bytes) -> Place:
         """Open and remember the directory."""
         st = os.fstat(dirfd)
-        if (st.st_dev, st.st_ino) not in self.directories:
-            self.directories[st.st_dev, st.st_ino] = os.dup(dirfd)
+        there = st.st_dev, st.st_ino
+        if there not in self.directories:
+            self.directories[there] = self._shared.hold(there, dirfd)
         return st.st_dev, st.st_ino, leaf
 
     def close(self) -> None:
         """Its turn is over: remove what nobody took."""
         self.drop()
-        for fd in self.directories.values():
-            os.close(fd)
+        for there in self.directories:
+            self._shared.let_go(there)
         self.directories.clear()
 
     def run(self) -> None:
@@ -194,7 +218,8 @@ class Ahead:
         self._coming: deque[Row] = deque()
         self._removal: Removal | None = None
         self._syncing, self._removing = Lane(), Lane()
-        self._directories: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._directories: dict[Directory, tuple[int, bytes]] = {}
+        self._shared = Directories()
 
     def __enter__(self) -> Ahead:
         return self
@@ -217,11 +242,11 @@ class Ahead:
 
     def _open(self) -> int:
         """Directories that rows hold open."""
-        return sum(len(row.directories) for row in self._coming)
+        return len({there for row in self._coming for there in row.directories})
 
     def begin(self, steps: Iterable[Step], blobs: Blobs) -> None:
         """Write what these steps will put in place, as far as it is known now; it becomes durable meanwhile."""
-        row = Row()
+        row, others = Row(self._shared), {there for row in self._coming for there in row.directories}
         self._coming.append(row)
         at, dirfd = b"", -1
         try:
@@ -231,7 +256,9 @@ class Ahead:
                 if dirfd < 0 or parent != at:  # many in a row lie in one directory; which it is shows at their turn
                     dirfd, at = _instead(dirfd, parent), parent
                 row.size += 0 if dirfd < 0 else self._begin(dirfd, leaf, step, blobs, row)
-                if row.size > BYTES_MAX or len(row.begun) >= FILES_MAX or self._open() >= DIRECTORIES_MAX:
+                if row.size > BYTES_MAX or len(row.begun) >= FILES_MAX:
+                    break
+                if len(others | row.directories.keys()) >= DIRECTORIES_MAX:
                     break
         finally:
             if dirfd >= 0:
