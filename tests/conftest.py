@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Any]:
+    """A root of the test's own, as a process (``hostile_kit``). Files that need another kit have one of this name."""
+    from hostile_kit import NAMES, Hostile
+
+    kit = Hostile(tmp_path, NAMES)
+    kit.start()
+    try:
+        yield kit
+    finally:
+        kit.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 from cluster_kit import free_ports
-from test_cluster_hostile import Hostile
+from hostile_kit import Hostile
 
 from pact.cluster.aggregator import Aggregator
 from pact.cluster.client import Parts, Result, RootClient

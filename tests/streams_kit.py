@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 from cluster_kit import inherited
-from test_cluster_hostile import Hostile
+from hostile_kit import Hostile
 from warm import INPUT_MAX, warm
 
 from pact.cluster.client import Parts, RootClient

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import zmq
+from hostile_kit import Hostile, wait_for
 from public_root import Chain, Keys, Root
 from rootlog_suite import until
-from test_cluster_hostile import NAMES, Hostile, wait_for
 from test_subscriptions import numbers
 
 from pact.cluster import gate, replay, subscriptions
@@ -25,16 +25,6 @@ from pact.net.places import Silent
 
 LEFT = 1300  # descriptors that the root has beside those in use: with 256 left it lets nobody in
 EACH = 400  # connections to each of its ports
-
-
-@pytest.fixture
-def kit(tmp_path: Path) -> Iterator[Hostile]:
-    kit = Hostile(tmp_path, NAMES)
-    kit.start()
-    try:
-        yield kit
-    finally:
-        kit.close()
 
 
 @pytest.fixture

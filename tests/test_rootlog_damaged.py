@@ -13,9 +13,9 @@ from pathlib import Path
 import orjson
 import pytest
 from cluster_kit import free_ports
+from hostile_kit import NAMES, Hostile
 from public_root import Chain
 from rootlog_suite import until
-from test_cluster_hostile import NAMES, Hostile
 
 from pact.cluster.committer import Committer, Elected
 from pact.cluster.nodesets import NodeSets

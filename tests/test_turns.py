@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
 import pytest
 import zmq
-from test_cluster_hostile import NAMES, Hostile
+from hostile_kit import Hostile
 
 from pact.cluster import turns
 from pact.cluster.nodesets import NodeSets
@@ -174,16 +173,6 @@ def test_what_comes_of_a_request_later_is_its_persons_too(clock: Clock, role: st
     effects = root.tick(10**12, 10**12)
     assert [e.kind for e in effects if isinstance(e, Down)] == ["drop", "result"]
     assert of.take(asks("ann", 3, role)) is not waits and of.take(asks("bob", 1))
-
-
-@pytest.fixture
-def kit(tmp_path: Path) -> Iterator[Hostile]:
-    kit = Hostile(tmp_path, NAMES)
-    kit.start()
-    try:
-        yield kit
-    finally:
-        kit.close()
 
 
 def test_an_administrator_does_not_wait_for_a_viewer_s_node_sets(kit: Hostile) -> None:

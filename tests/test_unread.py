@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from test_cluster_hostile import NAMES, Hostile, wait_for
+from hostile_kit import Hostile, wait_for
 
 from pact.cluster import unread
 from pact.cluster.unread import Unread
@@ -22,16 +22,6 @@ pytestmark = pytest.mark.invariant("T10")
 
 MEBI = 1 << 20
 ANSWER = b'{"ok":true,"exit":0,"message":"","result":{"x":"' + b"z" * (4 * MEBI) + b'"}}'
-
-
-@pytest.fixture
-def kit(tmp_path: Path) -> Iterator[Hostile]:
-    kit = Hostile(tmp_path, NAMES)
-    kit.start()
-    try:
-        yield kit
-    finally:
-        kit.close()
 
 
 def _mebibytes(pid: int) -> int:
