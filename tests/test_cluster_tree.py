@@ -339,7 +339,7 @@ def test_the_last_key_can_be_removed_too(kit: Kit, left: str) -> None:
     kit.until(lambda: "n001" in root.below, "it is below")
     kit.authorized.write_text(left)
     assert kit.aggregator is not None
-    kit.aggregator._reload = not left  # as SIGHUP does: an empty file is not believed otherwise
+    kit.aggregator._keys.asked = not left  # as SIGHUP does: an empty file is not believed otherwise
     kit.until(lambda: not root.below, "its session has ended", 4)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pact.agent import admission
 from pact.agent.commandrecords import ENDS_S, CommandRecords
 from pact.agent.commandwish import wish_of
 from pact.agent.executing import Executing
@@ -188,8 +189,9 @@ def test_a_boot_ends_what_was_begun_before_it_and_the_start_of_an_agent_does_not
 
 
 @pytest.mark.invariant("S8")
-def test_nobody_takes_all_places(tmp_path: Path) -> None:
+def test_nobody_takes_all_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = executing(tmp_path)
+    monkeypatch.setattr(admission, "account", lambda config, caller, account: ("root", "root"))
 
     def kept(wish: Any) -> Any:
         raise UnreachableError("nobody keeps sessions")
@@ -203,7 +205,6 @@ def test_nobody_takes_all_places(tmp_path: Path) -> None:
 
     streams: Any = Streams(SimpleNamespace(agent=one._agent), None)  # type: ignore[arg-type]
     streams.kept = SimpleNamespace(
-        _require=lambda caller, account: ("root", "root"),
         launching={},
         _make_places=lambda: None,
         keeper=SimpleNamespace(ask=kept),
@@ -223,11 +224,14 @@ def test_nobody_takes_all_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["runs", "is not read", "has a stream", "opens a session"])
-def test_a_call_that_comes_twice_is_refused_by_name(tmp_path: Path, where: str) -> None:
+def test_a_call_that_comes_twice_is_refused_by_name(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one of another root's term whose name is the same: the first keeps its stream."""
+    monkeypatch.setattr(admission, "account", lambda config, caller, account: ("root", "root"))
     one, caller = executing(tmp_path), Caller(replace(AGENT_ACTOR, user="root"), ANN)
     streams = Streams(SimpleNamespace(agent=SimpleNamespace(config=SimpleNamespace(name="n1"))), None)  # type: ignore[arg-type]
-    streams.kept = SimpleNamespace(_require=lambda caller, account: ("root", "root"), launching={})  # type: ignore[assignment]
+    streams.kept = SimpleNamespace(launching={})  # type: ignore[assignment]
     one._streams, first, again = streams, Remote(print, caller, (1, "1.1")), Remote(print, caller, (2, "1.1"))
     if where == "runs":
         one.running["1.1"] = object()

@@ -188,7 +188,7 @@ def test_a_search_that_finds_nothing_lets_others_go_between(
     path: str, type_: str, far: bool, follow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With --since in the future, one statement looked at every record: all long answers waited until it ended."""
-    monkeypatch.setattr("pact.journal.sqlite.SINCE_ROWS", RECORDS // 20, raising=False)
+    monkeypatch.setattr("pact.journal.reading.SINCE_ROWS", RECORDS // 20)
     monkeypatch.setattr(telling, "ANSWER_PIECE_S", 0.0)
     veil: Any = SimpleNamespace(record_line=lambda *_: b"{}")
     caller: Any = None

@@ -32,7 +32,7 @@ EXCEPT: dict[tuple[str, str], str] = {
     ("pact/sim/shell.py", "file"): "something on the virtual machine",
     ("pact/sim/world.py", "file"): "something on the virtual machine",
     ("pact/session/prepare.py", "service"): "a word of the session's program: which service of PAM",
-    ("pact/journal/sqlite.py", "file:"): "how SQLite wants a path as a URI",
+    ("pact/journal/reading.py", "file:"): "how SQLite wants a path as a URI",
 }
 
 

@@ -63,7 +63,8 @@ class Ending:
 class Rescans(Protocol):
     """``cycles``: how many rescans have been completed."""
 
-    cycles: int
+    @property
+    def cycles(self) -> int: ...
 
 
 class Shell(drains.Shell, Protocol):

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import select
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from pact._fast import syscalls
 from pact.agent import pace
+from pact.agent.answering import Answering
 from pact.agent.beside import append, beside
 from pact.agent.client import Client
 from pact.agent.config import Config
-from pact.agent.control import Control
 from pact.agent.hooks import Hooks
 from pact.agent.nodekey import node_key
 from pact.agent.notices import Notices
@@ -30,7 +29,7 @@ from pact.agent.saying import say
 from pact.agent.statedir import MountPoints, Underway, own_paths, require_owned, take_state_dir, wanted_contents
 from pact.agent.veil import Veil
 from pact.agent.watching import Watching
-from pact.agent.worker import Result, Worker
+from pact.agent.worker import Worker
 from pact.core.node import payloads
 from pact.core.node.events import (
     Act,
@@ -61,7 +60,7 @@ from pact.core.node.step import Node
 from pact.core.ops import Op
 from pact.core.records import Record
 from pact.declared.toml import Ignore
-from pact.errors import EXIT_DENIED, DeniedError, JournalError, PactError, StoreFullError, UnreachableError, explained
+from pact.errors import DeniedError, JournalError, PactError, StoreFullError, UnreachableError
 from pact.host import clock, garbage
 from pact.host.notify import Notifier, log
 from pact.journal.blobs import BlobReader
@@ -81,11 +80,12 @@ FREE_HINT: Final = "nothing was changed; free space or mend the disk, then repea
 TRIM_RECORD_BYTES: Final = 16 << 10
 
 
-class Driver:
+class Driver(Answering):
     """One agent without its observers and its loop."""
 
     def __init__(self, config: Config) -> None:
         """Take the state directory, read the journal, begin to watch. Raises PactError with the reason."""
+        super().__init__()
         syscalls.one_arena()
         self.config = config
         self.journal_error = ""
@@ -116,8 +116,6 @@ class Driver:
         self.node = self._node_of(state)
         self._staged: dict[str, bytes] = {}
         self._staged_bytes = 0
-        self._tokens: dict[int, Client] = {}
-        self._begun: set[int] = set()  # requests for which work has begun
         self._new_records: list[tuple[Record, bytes]] = []
         self._last_snapshot = self.journal.seq
         self._retry_journal_ns = 0
@@ -138,9 +136,7 @@ class Driver:
         self.watching.pace.whose = lambda resource: pace.whose(self.node.state, resource)
         self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
-        self.control: Control
         self.link: Replicator | None = None
-        self._token = 0
 
     def _node_of(self, state: State, jobs_from: int = 0) -> Node:
         return Node(self.config.name, MachineRules(), state, jobs_from=jobs_from, key=self._key, pause=self.pause)
@@ -207,10 +203,8 @@ class Driver:
         if self.journal_error:
             self._unstage()
             self._remember(event)
-            if isinstance(event, Asked) and (client := self._tokens.pop(event.token, None)) is not None:
-                client.tokens.discard(event.token)
-                self.fail(client, UnreachableError(self.journal_error, self._journal_hint()))
-                self.control.flush(client)
+            if isinstance(event, Asked):
+                self._fail_one(event.token, UnreachableError(self.journal_error, self._journal_hint()))
             return
         effects = self.node.step(event)
         rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
@@ -235,16 +229,7 @@ class Driver:
 
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, Reply):
-            client = self._tokens.pop(effect.token, None)
-            self._begun.discard(effect.token)
-            if client is not None and self.control.connected(client):
-                client.tokens.discard(effect.token)
-                if effect.exit_code == EXIT_DENIED and not client.admin:
-                    self.control.note_denied(client.caller.actor.uid)
-                result = effect.result if client.admin else self.veil.masked(effect.result, client.caller)  # S2
-                said = effect.message if client.admin else self.veil.told(effect.message, effect.result)
-                self.answer(client, result, effect.exit_code, said, effect.hint)
-                self.control.flush(client)
+            self._reply(effect)
         elif isinstance(effect, Look | Probe | Act | Discover):
             self._note_begun(effect)
             job = self.node.jobs.get(effect.job)
@@ -363,13 +348,7 @@ class Driver:
             f"{error.message}; what was asked for was begun, and its result could not be recorded",
             "free space or mend the disk, then see pact status",
         )
-        for token, client in self._tokens.items():
-            if self.control.connected(client):
-                client.tokens.discard(token)
-                self.fail(client, begun if token in self._begun else untouched)
-                self.control.flush(client)
-        self._tokens.clear()
-        self._begun.clear()
+        self._fail_all(untouched, begun)
 
     def _remember(self, event: Event) -> None:
         """Keep the contents of an event until it can be recorded.  # J9"""
@@ -457,22 +436,9 @@ class Driver:
     def _journal_hint(self) -> str:
         return FREE_HINT if self.journal.trusted else self.journal.distrusted().hint
 
-    def expect(self, client: Client, token: int) -> None:
-        self._tokens[token] = client
-        client.tokens.add(token)
-
     def ask(self, client: Client, token: int, event: Asked[Op]) -> None:
         self.expect(client, token)
         self.step(event)
-
-    def failed_read(self, client: Client, token: int, error: PactError, t_ns: int, wall_ns: int) -> Event:
-        """Answer a request that a worker could not carry out, unless it was answered meanwhile."""
-        self._tokens.pop(token, None)
-        if token in client.tokens and self.control.connected(client):
-            client.tokens.discard(token)
-            self.fail(client, error)
-            self.control.flush(client)
-        return Ticked(t_ns, wall_ns)
 
     def record_denied(self, op: str, error: DeniedError, caller: Caller) -> None:
         """Journal a refusal that the core did not decide.  # S3"""
@@ -493,33 +459,3 @@ class Driver:
         if self._reload_owed:
             out["error"] += ", nor read: what is shown may be more than is recorded"
         return out
-
-    # -- answers ------------------------------------------------------------------------------------------------
-
-    def next_token(self) -> int:
-        """The token of a request whose answer comes later."""
-        self._token += 1
-        return self._token
-
-    def fail(self, client: Client, error: PactError) -> None:
-        if isinstance(error, DeniedError) and not client.admin:
-            self.control.note_denied(client.caller.actor.uid)
-        client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
-
-    def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "", hint: str = "") -> None:
-        said = {"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": hint, "result": result}
-        client.send(said if client.admin else self.veil.unnamed(said, self.node.closed_names()))
-
-    def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
-        """The work; if it fails, the client gets the error."""
-
-        def guarded() -> Result:
-            try:
-                return work()
-            except Exception as exc:
-                if not isinstance(exc, PactError | OSError):
-                    traceback.print_exc()
-                error = explained(exc)
-                return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
-
-        return guarded

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.agent import admission
 from pact.agent.commandfiles import DIRECTORY, executed_of, forget_files, left_of, place_beside, shown_output, tell_end
 from pact.agent.commandrecords import CommandRecords
 from pact.agent.commandwish import input_of, wish_of
@@ -106,7 +107,7 @@ class Executing:
         """Raises PactError."""
         agent, caller = self._agent, client.caller
         agent.require_journal()
-        person, account = self._streams.sessions._require(caller, "")
+        person, account = admission.account(agent.config, caller, "")
         self._require_new(client.key[1])
         self._require_room(caller.actor.user)
         stdin = input_of(request)

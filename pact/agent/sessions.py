@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.agent import admission
 from pact.agent.client import Client
 from pact.agent.keeping import Keeper, not_ready
 from pact.agent.leftbehind import LeftBehind
@@ -36,7 +37,7 @@ from pact.core import ops, strict
 from pact.core.node.events import Caller, Event, SessionTold, Ticked
 from pact.core.node.payloads import SessionOpened
 from pact.core.records import rfc3339
-from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
+from pact.errors import DeniedError, PactError, UnreachableError, UsageError
 from pact.host import owned
 from pact.host.notify import log
 from pact.model import AGENT_ACTOR, Actor, Owner
@@ -47,8 +48,6 @@ from pact.session.places import NEVER_BEGAN, socket_path, started_at, state_path
 if TYPE_CHECKING:
     from pact.agent.driver import Driver
 
-LAUNCHING_MAX: Final = 8
-OTHERS_SHARE: Final = 4  # of so many places one is kept from a person who has all the others
 LAUNCH_S: Final = 40.0
 ANSWER_MAX: Final = 1 << 20  # it has the command, with every character escaped
 COMMAND_MAX: Final = 64 << 10
@@ -99,26 +98,6 @@ class Sessions:
 
     # -- who may -----------------------------------------------------------------------------------------------------
 
-    def _require(self, caller: Caller, account: str) -> tuple[str, str]:
-        """The person, and the account of the session. Raises DeniedError."""
-        config, actor = self.agent.config, caller.actor
-        if actor.role not in config.shell_roles:
-            roles = " or ".join(config.shell_roles) or "nobody's"
-            raise DeniedError(
-                f"a session needs the role {roles}; {actor.user} is {actor.role}", "see [shell] roles in agent.toml"
-            )
-        person = caller.owner.user
-        if caller.owner.key.startswith(("unit:", "unattributed", "agent")):
-            raise DeniedError(f"{person} is no person: a session belongs to an account")
-        account = account or person
-        if account == "root" and person not in config.shell_root:
-            raise DeniedError(
-                f"{person} may not open a session of root", "log in as yourself; or see [shell] root in agent.toml"
-            )
-        if account not in (person, "root"):
-            raise DeniedError(f"{person} may not open a session of {printable(os.fsencode(account))[:64]}")
-        return person, account
-
     def _own(self, name: str, caller: Caller, what: str) -> Known:
         """A session of the caller's.  # X5
 
@@ -151,8 +130,10 @@ class Sessions:
         if login:
             caller = Caller(caller.actor, named(caller.owner, login))
         agent.require_journal()
-        person, account = self._require(caller, request.account)
-        self._require_room(caller.owner.user)
+        person, account = admission.account(agent.config, caller, request.account)
+        running = (one.person for one in self.known.values())
+        launching = [one.caller.owner.user for one in self.launching.values()]
+        admission.require_room(agent.config.shell_sessions, caller.owner.user, running, launching)
         if sum(map(len, request.words)) > COMMAND_MAX or any("\0" in word for word in request.words):
             raise UsageError("the command is too long, or no command")
         self._make_places()
@@ -191,24 +172,6 @@ class Sessions:
         launch = Launch(name, conn, client, token, caller, op, key, where, give, rest=rest)
         self.launching[conn.fileno()] = launch
         self._epoll.register(conn, select.EPOLLIN | (select.EPOLLOUT if rest else 0))
-
-    def _require_room(self, person: str) -> None:
-        """Nobody takes all places, not even by sessions that nobody is at. Raises ConflictError.  # X7"""
-        most = self.agent.config.shell_sessions
-        each = most - most // OTHERS_SHARE
-        mine = sum(one.person == person for one in self.known.values())
-        mine += sum(one.caller.owner.user == person for one in self.launching.values())
-        if len(self.known) + len(self.launching) >= most:
-            raise ConflictError(
-                f"{most} sessions are open on this node", "see [shell] sessions in agent.toml, pact sessions"
-            )
-        if mine >= each:
-            raise ConflictError(
-                f"{each} sessions of {person} are open on this node, and the other {most - each} places are for others",
-                "pact sessions --end ID ends one",
-            )
-        if len(self.launching) >= LAUNCHING_MAX:
-            raise ConflictError("several sessions are just being opened", "repeat it in a moment")
 
     def _next_id(self) -> str:
         self._number = max(self._number, self.agent.node.state.seq) + 1
@@ -358,7 +321,7 @@ class Sessions:
         """A session of the caller's, who may have one now: the role, or whom ``root`` names, may be others since.
         Raises UsageError, DeniedError."""
         known = self._own(name, caller, "to attach to the session")
-        self._require(caller, "root" if known.state["uid"] == 0 else "")
+        admission.account(self.agent.config, caller, "root" if known.state["uid"] == 0 else "")
         return known
 
     def connect(self, known: Known, wish: Mapping[str, Any]) -> socket.socket:

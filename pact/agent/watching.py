@@ -18,6 +18,7 @@ from pact.agent.config import Config
 from pact.agent.followers import Followers
 from pact.agent.pace import Pace
 from pact.agent.placing import Placing
+from pact.agent.rescans import Rescans
 from pact.agent.signatures import loaded, pack, written
 from pact.agent.sources import Sources
 from pact.agent.tracking import Tracking
@@ -38,8 +39,6 @@ from pact.resources.base import require_short
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 64  # of small files, a few milliseconds
-SLICES_MAX: Final = 100
-SLICE_MIN_NS: Final = NS_PER_S // 10
 SLOW_BYTES: Final = 8 << 20
 ACTING_PAUSE_NS: Final = NS_PER_S // 50  # between two checks of what a running job does
 SCAN_PIECE: Final = 64  # files that are checked before the mount table is checked for changes again
@@ -88,16 +87,9 @@ class Watching:
         self._with_mounts: dict[str, None] = {}  # resources about which the mount table gives news
         self._resources: list[str | None] = []
         self._free: list[int] = []
-        slices = max(1, min(SLICES_MAX, config.rescan_ns // SLICE_MIN_NS))
-        self._slice_ns = max(config.rescan_ns // slices, 1)
-        self._slices, self._slice = slices, 0
-        self._next_slice_ns = now_ns + self._slice_ns
-        self._full_ns = config.full_ns
-        self._next_full_ns = now_ns + config.full_ns
-        self._full_cycle = False
+        self.rescans = Rescans(config.rescan_ns, config.full_ns, now_ns)
         self._dirty = True
         self.cycle_ended = False
-        self.cycles = 0
 
     # -- the declared set ---------------------------------------------------------------------------------------
 
@@ -406,38 +398,33 @@ class Watching:
 
     # -- the rescan ---------------------------------------------------------------------------------------------
 
+    @property
+    def cycles(self) -> int:
+        """How many rescans have ended."""
+        return self.rescans.cycles
+
     def next_ns(self) -> int:
         """When something here is due by time."""
-        delayed = min((t for t, _ in self.delayed.values()), default=self._next_slice_ns)
+        slice_ns = self.rescans.next_ns
+        delayed = min((t for t, _ in self.delayed.values()), default=slice_ns)
         moved = self.followers.next_ns()
-        quiet = self.quiet_until_ns or self._next_slice_ns
-        return min(self._next_slice_ns, delayed, quiet, *(() if moved is None else (moved,)))
+        return min(slice_ns, delayed, self.quiet_until_ns or slice_ns, *(() if moved is None else (moved,)))
 
     def rescan_due(self, now_ns: int) -> None:
         """One slice of the periodic rescan, if its time has come."""
-        if now_ns < self._next_slice_ns:
+        rescans = self.rescans
+        if now_ns < rescans.next_ns:
             return
-        self._next_slice_ns = max(now_ns, self._next_slice_ns + self._slice_ns)
-        if self._slice == 0:
-            self._begin_cycle(now_ns)
-        self.observers.remark_some(self._slice, self._slices)
-        total = len(self._resources)
-        first, last = total * self._slice // self._slices, total * (self._slice + 1) // self._slices
-        self._scan(range(first, last))
-        self.tracking.rescan(self._slice, self._slices)
-        self._slice = (self._slice + 1) % self._slices
-        if self._slice == 0:
+        if rescans.begins(now_ns):
+            self.refresh_mounts()
+            self._touch_with_mounts(None)
+        self.observers.remark_some(rescans.at, rescans.count)
+        self._scan(rescans.part(len(self._resources)))
+        self.tracking.rescan(rescans.at, rescans.count)
+        if rescans.ended():
             self.cycle_ended = True
-            self.cycles += 1
             for name in list(self.lost):
                 self.observers.recovered(name)
-
-    def _begin_cycle(self, now_ns: int) -> None:
-        self._full_cycle = now_ns >= self._next_full_ns
-        if self._full_cycle:
-            self._next_full_ns = now_ns + self._full_ns
-        self.refresh_mounts()
-        self._touch_with_mounts(None)
 
     def _scan(self, keys: Sequence[int], alive: Callable[[], None] = lambda: None) -> None:
         self._keep_clear()
@@ -449,7 +436,7 @@ class Watching:
             if resource is None or any(resource in w for w in (self.pending, self.delayed, self._held)):
                 continue  # it is observed anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
-        found = self._scanned(scannable, self._full_cycle, alive)
+        found = self._scanned(scannable, self.rescans.full, alive)
         self._dirty |= bool(found)
         self.followers.seen_moved(found, [])
         for changed in map(self._resources.__getitem__, found):

@@ -24,6 +24,7 @@ from pact.cluster import auth, config, sealing
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.gate import Gate
 from pact.cluster.http import Http
+from pact.cluster.keyfile import KeyFile
 from pact.cluster.live import Live
 from pact.cluster.zap import Zap, end_connection
 from pact.core.tree import wire
@@ -34,7 +35,7 @@ from pact.core.tree.seals import RootSeals
 from pact.core.tree.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
 from pact.core.tree.uplink import Effect as UplinkEffect
 from pact.core.tree.wire import Message
-from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
+from pact.errors import LocalProtocolError, PactError, RemoteProtocolError
 from pact.host import descriptors, garbage, owned
 from pact.host.clock import boottime_ns
 from pact.host.notify import Notifier, log
@@ -92,8 +93,8 @@ class Aggregator:
         config.require_owned(settings)
         self.key = keys.load_own(settings.secret)
         config.refuse_own_key(settings, self.key.public)
-        self._auth_seen = self._auth_new = auth.signature(settings.authorized)
-        self.authorized = auth.read(settings.authorized)
+        self._keys = KeyFile(settings.authorized)
+        self.authorized = self._keys.read()
         descriptors.raise_limit(settings.children, settings.path)
         self.relay = Relay(
             settings.name,
@@ -109,7 +110,7 @@ class Aggregator:
         self.door = descriptors.Door()
         self._pollables: dict[int, Any] = {}
         self._fds: dict[int, str] = {}  # connection -> key: at most as many as there are descriptors
-        self._stopping = self._reload = False
+        self._stopping = False
         self.gate, self.bad = Gate(self.context, lambda fd: end_connection(fd, self.port)), 0
         note = lambda text: log(text, 4)  # noqa: E731
         self.zap = Zap(self.context, self._may_connect, note, self._watch, self._unwatch, self.gate.waits)
@@ -238,7 +239,7 @@ class Aggregator:
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGHUP:
-            self._reload = True
+            self._keys.asked = True
         else:
             self._stopping = True
 
@@ -298,7 +299,7 @@ class Aggregator:
             self._show_ns = now_ns + (SHOW_PAGES_NS if self.http.pages else SHOW_NS)
             self._shown = self._show()
             self.http.changed()
-        if self._reload or now_ns >= self._auth_look_ns:
+        if self._keys.asked or now_ns >= self._auth_look_ns:
             self._look_at_keys(now_ns)
         if self.notifier.watchdog_ns:
             self.notifier.send("WATCHDOG=1")
@@ -445,8 +446,7 @@ class Aggregator:
     # -- keys ---------------------------------------------------------------------------------------------------
 
     def _look_at_keys(self, now_ns: int) -> None:
-        """Read the file of authorised keys again if it has changed. An unreadable file changes nothing, and is logged
-        once."""
+        """Read the file of authorised keys again if it has changed, and end whose key is gone."""
         self._auth_look_ns = now_ns + AUTH_LOOK_NS
         self._zap_more |= self.zap.renew(now_ns)
         self.gate.look(not self._router_more)
@@ -456,20 +456,8 @@ class Aggregator:
             self._trim_ns = now_ns + TRIM_NS
             garbage.search(quiet=True)
             syscalls.trim()
-        seen = auth.signature(self.config.authorized)
-        if seen == self._auth_seen and not self._reload:
-            return
-        if seen != self._auth_new and not self._reload:  # it may be half written: a shorter file revokes keys
-            self._auth_new = seen
-            return
-        asked, self._auth_seen, self._reload = self._reload, seen, False
-        try:
-            newer = auth.read(self.config.authorized)
-        except ConfigError as exc:
-            log(f"the authorised keys stay as they were: {exc.message}", 3)
-            return
-        if not newer.peers and not seen[1] and not asked:  # its writer may be about to fill it
-            log("the authorised keys stay as they were: the file is empty; if that is meant, say so with SIGHUP", 3)
+        newer = self._keys.newer()
+        if newer is None:
             return
         removed, before, self.authorized = self.authorized.removed(newer), self.authorized, newer
         log(f"{len(newer.peers)} authorised keys, {len(removed)} removed or changed")

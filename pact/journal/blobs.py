@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pact.errors import JournalError
-from pact.journal.sqlite import connect
+from pact.journal.reading import connect
 
 #: How many contents are asked about at once.
 ASKED_MAX: Final = 500

@@ -24,8 +24,8 @@ from pact.core.records import GENESIS
 from pact.errors import Fenced, JournalError
 from pact.journal.files import file_of, require_file
 from pact.journal.head import Head, HeadFile, head_path
+from pact.journal.reading import connect
 from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
-from pact.journal.sqlite import connect
 from pact.journal.walindex import WalIndex
 
 APPLICATION_ID: Final = 0x70616372  # "pacr"

@@ -13,7 +13,7 @@ from typing import Final
 
 from pact.core.records import GENESIS
 from pact.errors import ChainError
-from pact.journal.sqlite import connect
+from pact.journal.reading import connect
 from pact.journal.stored import check_stored
 
 PIECE_RECORDS: Final = 64

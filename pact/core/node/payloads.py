@@ -1,7 +1,8 @@
 """The contents of the records of a node's journal: one class for each record type.
 
 A field that the fold does not read has a default here, so that a record of another version without it can be read, too.
-``part``: which record of how many this is, of one decision (``records.in_parts``).
+``part``: which record of how many this is, of one decision (``records.in_parts``). What is recorded of people's
+sessions and commands stands in ``people``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pact.core.node import people
 from pact.core.payload import Payload, Planned, Saved, Value, always
 from pact.core.records import Record
 from pact.core.settings import Settings
@@ -61,78 +63,6 @@ class Denied(Payload):
 
 
 @dataclass(frozen=True, slots=True)
-class SessionOpened(Payload):
-    """``owner`` is who the changes of this session belong to. ``key``: how the person was known: ``socket``, or the
-    name of a key. ``from_``: where the person sits. ``command``: nothing for a login shell."""
-
-    session: str
-    owner: Owner
-    account: str
-    key: str = always("")
-    from_: str = always("")
-    terminal: str = always("")
-    command: str = ""
-    uid: int | None = always(None)
-    cgroup: str = always("")
-
-
-@dataclass(frozen=True, slots=True)
-class SessionClosed(Payload):
-    """``exit``: of the shell or command, ``None`` if a signal ended it or nobody knows. ``why``: what ended it from
-    outside. ``duration_ns``, ``in_bytes`` and ``out_bytes`` are ``None`` if its process was killed. ``commands``: what
-    it started, each with its ``command`` and ``uid``; ``beyond``: how many more. ``transcript``: what is kept of its
-    output: ``sha256``, ``size``, and what was ``dropped``."""
-
-    session: str
-    owner: Owner
-    account: str
-    exit: int | None
-    signal: str = ""
-    why: str = ""
-    uid: int | None = always(None)
-    duration_ns: int | None = always(None)
-    in_bytes: int | None = always(None)
-    out_bytes: int | None = always(None)
-    commands: Sequence[Attrs] = ()
-    beyond: int = 0
-    transcript: Attrs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExecBegun(Payload):
-    """A command that a person has run on many nodes at once is about to begin. Its call, as in all that was done for a
-    call, stands beside this."""
-
-    command: str
-    owner: Owner
-    account: str
-    key: str = always("")
-    uid: int | None = always(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Executed(Payload):
-    """A command that a person had run on many nodes at once has ended; the fields are those of ``SessionClosed``.
-    ``truncated``: its output was longer than asked for. ``begun``: the number of its ``exec_begun``. ``left``: how many
-    processes it has left behind."""
-
-    command: str
-    owner: Owner
-    account: str
-    exit: int | None
-    key: str = always("")
-    signal: str = ""
-    why: str = ""
-    uid: int | None = always(None)
-    duration_ns: int | None = always(None)
-    in_bytes: int | None = always(None)
-    out_bytes: int | None = always(None)
-    truncated: bool = False
-    begun: int | None = None
-    left: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class LossAccepted(Payload):
     """Records ``first`` to ``last`` (with its ``hash``) were acknowledged and are lost; ``None``: the last one is not
     known."""
@@ -143,6 +73,12 @@ class LossAccepted(Payload):
     message: str
 
 
+SessionOpened = people.SessionOpened
+SessionClosed = people.SessionClosed
+ExecBegun = people.ExecBegun
+Executed = people.Executed
+
+
 # -- declared state ---------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +86,8 @@ class LossAccepted(Payload):
 class Declared(Payload):
     """``members``: the deviation of members of changes against the new value. ``taken``: members that leave their
     change. ``enforced``: resources declared absent because they are new below an enforced pattern, with their owners.
-    ``closed``: those of them whose names only administrators see."""
+    ``closed``: those of them whose names only administrators see. ``part``: the number of this record, and how many
+    records together are one decision."""
 
     resources: Mapping[str, Value]
     cause: str = always("")

@@ -21,7 +21,8 @@ from pact.core.tree.nodeseals import NodeSeals, Word
 from pact.core.tree.outbox import Outbox, Read, Up
 from pact.core.tree.parents import Parent
 from pact.core.tree.seals import of_one
-from pact.core.tree.uplink import Deliver, Lost, Note, Random, Uplink
+from pact.core.tree.search import Random
+from pact.core.tree.uplink import Deliver, Lost, Note, Uplink
 from pact.core.tree.uplink import Effect as UplinkEffect
 from pact.core.tree.wire import Head, Message, NewHead, beside
 from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE

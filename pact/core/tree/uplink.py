@@ -12,13 +12,14 @@ Randomness comes in as an object (``uniform``), time as integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from pact.core.phases import OPEN
 from pact.core.tree import wire
 from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
 from pact.core.tree.outbox import Up
 from pact.core.tree.parents import Parent, preference
+from pact.core.tree.search import Random, Search
 from pact.core.tree.wire import Head, Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
@@ -32,11 +33,6 @@ SILENCE_NS: Final = 6 * NS_PER_S
 STOOD_NS: Final = SILENCE_NS + NS_PER_S
 AT_WORK_NS: Final = 2 * BEAT_NS
 AT_WORK: Final = frozenset({"call", "ack"})  # messages that show both sides that the other is alive
-PATIENCE_NS: Final = 3 * NS_PER_S // 2
-PATIENCE_MAX_NS: Final = 12 * NS_PER_S
-MOVE_JITTER_NS: Final = NS_PER_S // 2
-ROUND_NS: Final = NS_PER_S
-ROUND_MAX_NS: Final = 30 * NS_PER_S
 RETURN_NS: Final = (30 * NS_PER_S, 120 * NS_PER_S)
 LOOP_NS: Final = 60 * NS_PER_S
 ASK_NS: Final = 30 * NS_PER_S
@@ -46,10 +42,6 @@ ASK_SOON_NS: Final = 10 * NS_PER_S  # how soon after a new root the member asks:
 HELLO_GAP_NS: Final = NS_PER_S // 2
 MISSED_MAX: Final = 5  # how often hellos for a missing table double their interval
 KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept to avoid another authentication
-
-
-class Random(Protocol):
-    def uniform(self, a: float, b: float) -> float: ...
 
 
 # -- effects --------------------------------------------------------------------------------------------------------
@@ -135,6 +127,7 @@ class Uplink:
         self.name = name
         self.role = role
         self.order = preference(name, rack, parents)
+        self._search = Search(self.order, rng)
         self.rack = rack
         self.version = version
         self.fleet: tuple[int, int] = (0, 0)  # fence and number of the newest fleet table that came
@@ -152,12 +145,8 @@ class Uplink:
         self._links: dict[str, _Link] = {}
         self._active: _Link | None = None
         self._trying: _Link | None = None
-        self._avoid: dict[str, int] = {}
         self._avoid_ns = SILENCE_NS if len(self.order) > 1 else 0
         self._loops: set[str] = set()
-        self._round = 0
-        self._left = [p.url for p in self.order]  # parents that are still to be tried in this round
-        self._next_try_ns = 0
         self._return_ns = 0
         self._beat_ns = 0
         self._ask_ns = 0
@@ -216,13 +205,13 @@ class Uplink:
             return None
         due = []
         if self._trying is not None:
-            due.append(self._trying.hello_ns + self._patience_ns())
+            due.append(self._trying.hello_ns + self._search.patience_ns)
         if self._active is not None:
             due += [self._active.heard_ns + SILENCE_NS, self._beat_ns, self._ask_ns]
             if self._trying is None and self._return_ns:
                 due.append(self._return_ns)
         elif self._trying is None:
-            due.append(self._next_try_ns)
+            due.append(self._search.next_ns)
         return min(due)
 
     # -- time ---------------------------------------------------------------------------------------------------
@@ -234,12 +223,12 @@ class Uplink:
         active, trying = self._active, self._trying
         if active is not None and t_ns >= active.heard_ns + SILENCE_NS:
             out += self._lose(active, f"{active.parent.url} is silent", t_ns, self._avoid_ns)
-        if trying is not None and trying is self._trying and t_ns >= trying.hello_ns + self._patience_ns():
+        if trying is not None and trying is self._trying and t_ns >= trying.hello_ns + self._search.patience_ns:
             if trying is self._active:
                 self._trying = None
             else:
                 out += self._drop(trying)
-                self._avoid[trying.parent.url] = t_ns + self._avoid_ns
+                self._search.avoid(trying.parent.url, t_ns + self._avoid_ns)
                 self._tried(t_ns)
                 out += self._still_here(t_ns)
         if self._active is not None:
@@ -250,12 +239,9 @@ class Uplink:
                 out += self._ask(t_ns)
             if self._trying is None and self._return_ns and t_ns >= self._return_ns:
                 out += self._go_back(t_ns)
-        elif self._trying is None and t_ns >= self._next_try_ns:
-            out += self._try_next(t_ns)
+        elif self._trying is None and t_ns >= self._search.next_ns and (parent := self._search.next(t_ns)) is not None:
+            out += self._hello(parent, t_ns)
         return out
-
-    def _patience_ns(self) -> int:
-        return min(PATIENCE_NS << min(self._round, 8), PATIENCE_MAX_NS)
 
     def _ask(self, t_ns: int) -> list[Effect]:
         """After a welcome, under a new root, and now and then: ask about every group. Otherwise ask about groups with a
@@ -274,33 +260,13 @@ class Uplink:
 
     # -- looking for a parent -----------------------------------------------------------------------------------
 
-    def _try_next(self, t_ns: int) -> list[Effect]:
-        known = {p.url: p for p in self.order}
-        while self._left:
-            url = self._left.pop(0)
-            if self._avoid.get(url, 0) <= t_ns:
-                return self._hello(known[url], t_ns)
-        self._end_round(t_ns)
-        return []
-
-    def _end_round(self, t_ns: int) -> None:
-        """No parent has welcomed this child: try all again after a pause, which grows."""
-        self._left = [p.url for p in self.order]
-        pause_ns = min(ROUND_NS << min(self._round, 8), ROUND_MAX_NS)
-        self._round += 1
-        self._next_try_ns = t_ns + int(pause_ns * self._rng.uniform(0.5, 1.0))
-        soonest = min(self._avoid.get(url, 0) for url in self._left)
-        self._next_try_ns = max(self._next_try_ns, soonest)
-
     def _tried(self, t_ns: int) -> None:
         """One parent did not welcome this child: try the next one soon, or, if another is active, plan a later
         return."""
         if self._active is not None:
             self._plan_return(t_ns)
-        elif self._left:
-            self._next_try_ns = t_ns + int(self._rng.uniform(0, NS_PER_S // 10))
         else:
-            self._end_round(t_ns)
+            self._search.failed(t_ns)
 
     def _hello(self, parent: Parent, t_ns: int) -> list[Effect]:
         out: list[Effect] = []
@@ -356,12 +322,8 @@ class Uplink:
         if self._stays():
             self._plan_return(t_ns)
             return []
-        self._round = 0
-        for parent in self.order:
-            if parent.url == self._active.parent.url:
-                break
-            if self._avoid.get(parent.url, 0) <= t_ns:
-                return self._hello(parent, t_ns)
+        if (parent := self._search.better(self._active.parent.url, t_ns)) is not None:
+            return self._hello(parent, t_ns)
         self._plan_return(t_ns)
         return []
 
@@ -378,10 +340,9 @@ class Uplink:
         """The active parent is lost; look for another one after a random time."""
         out = [] if keep else self._drop(link)
         self._active = None
-        self._avoid[link.parent.url] = t_ns + avoid_ns
-        self._round, self._return_ns = 0, 0
-        self._left = [p.url for p in self.order if p.url != link.parent.url] or [link.parent.url]
-        self._next_try_ns = t_ns + int(self._rng.uniform(0, MOVE_JITTER_NS))
+        self._return_ns = 0
+        self._search.avoid(link.parent.url, t_ns + avoid_ns)
+        self._search.lost(link.parent.url, t_ns)
         return [*out, Lost(why)]
 
     def _stood_still(self, t_ns: int) -> list[Effect]:
@@ -454,7 +415,7 @@ class Uplink:
             self.since_ns = t_ns
         for other in [x for x in self._links.values() if x is not link and x is not self._trying]:
             out += self._drop(other)
-        self._round, self._left = 0, [p.url for p in self.order]
+        self._search.found()
         self._beat_ns = t_ns + OWN_BEAT_NS
         self._heard(message.head["fleet"])
         self.fence = max(self.fence, message.head["fence"])
@@ -475,7 +436,7 @@ class Uplink:
         if link is self._active:
             return [*out, *self._lose(link, "the tree has a loop", t_ns, LOOP_NS)]
         out += self._drop(link)
-        self._avoid[url] = t_ns + LOOP_NS
+        self._search.avoid(url, t_ns + LOOP_NS)
         self._tried(t_ns)
         return out
 
@@ -497,7 +458,7 @@ class Uplink:
         if link is not self._trying:
             return []
         self._trying = None
-        self._avoid[link.parent.url] = t_ns + avoid_ns
+        self._search.avoid(link.parent.url, t_ns + avoid_ns)
         refused = [x for x in self._links.values() if x is not self._active]
         out = [e for x in refused[KEEP_OPEN:] for e in self._drop(x)]
         self._tried(t_ns)
