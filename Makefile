@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # How many tests run at once: most of them wait. 1: one after another, in this process.
-JOBS ?= 6
+JOBS ?= 8
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -17,7 +17,7 @@ help:
 	@echo "make deps    as root: install what the tests need, on Debian and on Enterprise Linux"
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
 	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
-	@echo "make test    the whole test suite (as root: all of it), six tests at once; JOBS=1: one"
+	@echo "make test    the whole test suite (as root: all of it), eight tests at once; JOBS=1: one"
 	@echo "make test-quick  the tests that need no kernel, in less than a minute"
 	@echo "make check   lint, types, import rules, spec links, and the tests"
 	@echo "make torture SECONDS=600 SEED=7    seeded torture of a real agent and cluster; without SECONDS until it is stopped"
@@ -81,8 +81,11 @@ compiled: $(VENV)/.dev
 
 # And each of the processes of ``test`` would make bytecode of the tests: that takes four times as long as reading it.
 # What is wrong with them is told when they run.
-collected: compiled
+collected: compiled $(VENV)/.collected
+
+$(VENV)/.collected: $(VENV)/.dev $(wildcard tests/*.py tests/*/*.py tests/*/*/*.py)
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || true
+	@touch $@
 
 # The files that have such tests: to read all the others again takes as long as some of these tests.
 ALONE = $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)

@@ -7,6 +7,7 @@ those of ``APART`` each by itself, as each has processes of its own. What takes 
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -35,24 +36,58 @@ APART = (
     "test_demo.py",
     "test_e2e_readme.py",
 )
-#: Beside those below ``e2e``, the files that take longest: the last ones to run are short, so that no process waits long.
-LONG = (
-    "test_bench_cluster.py",
-    "test_exec_real.py",
-    "test_fuzz_corpora.py",
-    "test_journal_index.py",
-    "test_kind_link_kernel.py",
-    "test_package_plans.py",
-    "test_page_chromium.py",
-    "test_render.py",
-    "test_rootlog_etcd.py",
-    "test_session.py",
-    "test_sight.py",
-    "test_simulation.py",
-    "test_streams_real.py",
-    "test_tree_simulation.py",
-    "test_wheel_file.py",
-)
+#: Files that take longest, with the seconds that they took among others on two cores. They begin first, those of half a
+#: minute and more in this order: so the last ones to run are short, and no process waits long.
+SECONDS = {
+    "test_exec_real.py": 146,
+    "test_e2e_service.py": 120,
+    "test_e2e_service_around.py": 113,
+    "test_package_plans.py": 98,
+    "test_e2e_tools.py": 98,
+    "test_e2e_slurm.py": 84,
+    "test_prompts.py": 78,
+    "test_rootlog_etcd.py": 76,
+    "test_session.py": 72,
+    "test_stood_still.py": 69,
+    "test_journal_index.py": 67,
+    "test_cluster_client.py": 62,
+    "test_e2e_shell.py": 61,
+    "test_streams_real.py": 60,
+    "test_tidy.py": 60,
+    "test_page_chromium.py": 55,
+    "test_e2e_link_bad_day.py": 55,
+    "test_kind_link_kernel.py": 53,
+    "test_e2e_writers.py": 51,
+    "test_e2e_stopped.py": 50,
+    "test_cluster_tree.py": 49,
+    "test_cluster_hostile.py": 46,
+    "test_e2e_top.py": 45,
+    "test_bench_cluster.py": 44,
+    "test_e2e_link.py": 43,
+    "test_render.py": 42,
+    "test_subscriptions.py": 37,
+    "test_e2e_package_rpm.py": 36,
+    "test_e2e_tracked_many.py": 35,
+    "test_e2e_bad_day.py": 35,
+    "test_unended.py": 34,
+    "test_e2e_package.py": 34,
+    "test_e2e_top_fleet.py": 33,
+    "test_cluster_sealed_twice.py": 33,
+    "test_turned_files.py": 32,
+    "test_unread.py": 32,
+    "test_e2e_page.py": 31,
+    "test_cluster_sealed.py": 30,
+    "test_simulation.py": 30,
+    "test_publish.py": 29,
+    "test_tree_simulation.py": 28,
+    "test_fuzz_corpora.py": 26,
+    "test_wheel_file.py": 24,
+    "test_kind_gpu.py": 23,
+    "test_exec_cut.py": 23,
+    "test_left_behind.py": 21,
+    "test_sight.py": 20,
+}
+E2E_SECONDS = 10  # each of the other files below ``e2e``
 HERE = Path(__file__).parent
 #: Tools that some tests need, and Debian's packages of them: ``make deps`` installs all of them.
 TOOLS = {
@@ -103,14 +138,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def takes_long(path: Path) -> bool:
-    return HERE / "e2e" in path.parents or path.name in LONG
+def seconds(path: Path) -> int:
+    return SECONDS.get(path.name, E2E_SECONDS if HERE / "e2e" in path.parents else 0)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (item.path.name not in APART, not takes_long(item.path)))
+        items.sort(key=lambda item: (item.path.name not in APART, -seconds(item.path)))
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Thousands of collected tests live until the end: the collector of garbage need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -31,7 +31,6 @@ from pact.observe.attribution import (
     writer_of_peer,
 )
 
-pytestmark = pytest.mark.alone  # short-lived writers are caught in time only where the machine is not busy
 SWAPPINESS = b"/proc/sys/vm/swappiness"
 
 V1 = b"""12:pids:/system.slice/slurmd.service
@@ -328,6 +327,7 @@ def quiet_now(obs: Observers) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone  # they are caught in time only where the machine is not busy
 def test_short_lived_writers_are_attributed_with_their_command_line() -> None:
     obs = open_observers()
     try:

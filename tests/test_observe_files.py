@@ -13,7 +13,7 @@ from test_observe_common import in_namespaces, quiet, settled, sh, touched
 from pact.observe import Observers, open_observers
 from pact.observe.tree import check_path
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]  # the limits of the machine are lowered
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(params=["fanotify", "inotify"])
@@ -319,6 +319,7 @@ def test_nothing_below_a_network_file_system_is_touched_and_health_says_so(tmp_p
     assert out == "directories: 2 polled (network file system)\nTrue\n"
 
 
+@pytest.mark.alone  # the limit of the machine is lowered
 def test_watches_run_out_and_the_rest_is_polled_aloud(tmp_path: Path) -> None:
     limit = Path("/proc/sys/fs/inotify/max_user_watches")
     before = limit.read_text()

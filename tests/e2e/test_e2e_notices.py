@@ -12,8 +12,6 @@ import pytest
 from harness import Agent, wait_until
 from newcomers import made_by
 
-pytestmark = pytest.mark.alone  # whose doing it was is found in time only where the machine is not busy
-
 ANN, BOB, CAT = 1234, 1235, 1240
 
 
@@ -146,6 +144,7 @@ def test_at_login_a_line_says_what_is_open(agent: Agent) -> None:
 
 
 @pytest.mark.invariant("N1")
+@pytest.mark.alone  # whose doing it was is found in time only where the machine is not busy
 def test_who_made_what_was_untracked_is_told_in_words(agent: Agent, ann: Terminal) -> None:
     agent.file("etc/known")
     agent.world.path("/srv/etc").chmod(0o777)
