@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from needed import TOOLS
 
 import pact.values
 
@@ -89,35 +90,13 @@ SECONDS = {
 }
 E2E_SECONDS = 10  # each of the other files below ``e2e``
 HERE = Path(__file__).parent
-#: Tools that some tests need, and Debian's packages of them: ``make deps`` installs all of them.
-TOOLS = {
-    "cc": "gcc",
-    "chromium": "chromium",
-    "clang": "clang",
-    "etcd": "etcd-server",
-    "etcdctl": "etcd-client",
-    "ip": "iproute2",
-    "mkfs.ext4": "e2fsprogs",
-    "munged": "munge",
-    "nft": "nftables",
-    "openssl": "openssl",
-    "patch": "patch",
-    "rpm": "rpm",
-    "scontrol": "slurm-client",
-    "setfacl": "acl",
-    "setfattr": "attr",
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "strace": "strace",
-    "mmdebstrap": "mmdebstrap",
-    "systemd-analyze": "systemd",
-    "systemd-nspawn": "systemd-container",
-}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
         for marker in item.iter_markers("needs"):
+            if not set(marker.args) <= set(TOOLS):  # what is missing could not be said at the end
+                raise pytest.UsageError(f"{item.nodeid} needs {marker.args}: tests/needed.py names no package of it")
             missing = [tool for tool in marker.args if shutil.which(tool) is None]
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"{', '.join(missing)} not installed"))

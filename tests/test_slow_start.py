@@ -35,7 +35,7 @@ def test_answers_that_come_together_are_taken_together() -> None:
         return make
 
     for name in names:
-        results.put(Result(0, done(name)))
+        results.put(Result(0, make=done(name)))
     wake_fd = os.eventfd(len(names), os.EFD_NONBLOCK)
     idle = SimpleNamespace(results=queue.Queue[Result]())
     agent: Any = SimpleNamespace(

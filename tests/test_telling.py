@@ -49,7 +49,7 @@ class Shell:
                     self.ask(name, pieces - 1, admin=admin)
                 return Ticked(t_ns, wall_ns)
 
-            return Result(0, done)
+            return Result(0, make=done)
 
         self.tellers.add(client, work)
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from needed import TOOLS
 
 ROOT = Path(__file__).parent.parent
 LINES_MAX = 525  # about five hundred: the formatter has a say in it
@@ -55,6 +56,20 @@ def test_no_file_is_long_without_a_reason() -> None:
     long = {relative(p) for p in SOURCES if p.read_text().count("\n") > LINES_MAX}
     assert sorted(long - set(LONG)) == []
     assert [p for p in LONG if not (ROOT / p).exists()] == []
+
+
+#: Each Debian has them, and no other system.
+ALWAYS_THERE = {"apt", "dpkg", "bsdutils"}
+
+
+def test_what_some_tests_need_is_said_where_it_is_missing_and_installed_by_make_deps() -> None:
+    looked_for: set[str] = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        looked_for.update(re.findall(r'which\("([\w.+-]+)"\)', path.read_text()))
+    assert looked_for - {"dash", "sleep"} <= set(TOOLS)
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (installed,) = re.findall(r"^DEBIAN := (.*)$", makefile, re.MULTILINE)
+    assert set(TOOLS.values()) - ALWAYS_THERE <= set(installed.split())
 
 
 def test_few_places_are_left_out_by_the_formatter() -> None:

@@ -63,7 +63,7 @@ def test_a_job_that_does_not_end_shows_as_stuck(tmp_path: Path) -> None:
 
     def hang() -> worker.Result:
         (tmp_path / "fifo").read_bytes()  # nobody writes
-        return worker.Result(0, Ticked)
+        return worker.Result(0, make=Ticked)
 
     one = worker.Worker("pact-test", 1, lambda: 1, {}.get, Ignore(), done.set)
     try:
@@ -96,7 +96,7 @@ def test_what_waits_behind_a_job_that_hangs_is_taken_over(tmp_path: Path) -> Non
             if fifo is not None:
                 fifo.read_bytes()  # nobody writes
             done.append(name)
-            return worker.Result(0, Ticked)
+            return worker.Result(0, make=Ticked)
 
         return work
 
@@ -230,8 +230,7 @@ def test_what_is_there_before_an_application_is_stored_no_later_than_its_record(
             assert sum(map(len, result.blobs.values())) <= 3 << 20, "piece by piece"
             result.stored.put("")
             continue
-        assert result.make is not None
-        probed = result.make(0, 0)
+        probed = result.event(0, 0)
         break
     assert isinstance(probed, Probed)
     wanted = {s["sha256"] for s in probed.saves.values()}
@@ -386,8 +385,7 @@ def test_after_an_act_that_broke_all_of_its_steps_are_looked_at(
     made.submit(Act(7, steps, {}, below=("file:/etc/passwd",)))
     result = made.results.get(timeout=30)
     made.close(10)
-    assert result.make is not None
-    event = result.make(1, 2)
+    event = result.event(1, 2)
     assert isinstance(event, Acted)
     seen: dict[str, Any] = {s.resource: s.observation for s in event.sightings}
     assert seen[steps[0].id]["sha256"] == value(b"x")["sha256"] and seen[steps[1].id] is None

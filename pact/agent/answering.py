@@ -51,7 +51,7 @@ class Answering:
                 if not isinstance(exc, PactError | OSError):
                     traceback.print_exc()
                 error = explained(exc)
-                return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
+                return Result(0, make=lambda t, w: self.failed_read(client, token, error, t, w))
 
         return guarded
 

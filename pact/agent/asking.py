@@ -58,7 +58,7 @@ def consumers(agent: Driver, client: Client, asked: str) -> None:
             error = PactError(f"{resource} cannot be read: {held.seen.why}")
         if error is not None:
             why = error
-            return Result(0, lambda t, w: agent.failed_read(client, token, why, t, w))
+            return Result(0, make=lambda t, w: agent.failed_read(client, token, why, t, w))
         assert not isinstance(held.seen, Unreadable)
         steps = [Step(resource, None, held.seen, (), rules, held.inode)] if held.seen is not None else []
         holders, more = find_all_holders(steps, ask=False)
@@ -71,6 +71,6 @@ def consumers(agent: Driver, client: Client, asked: str) -> None:
             agent.control.flush(client)
             return Ticked(t_ns, wall_ns)
 
-        return Result(0, done)
+        return Result(0, make=done)
 
     agent.asking.call(agent.answering(client, token, work))

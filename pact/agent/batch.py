@@ -113,7 +113,7 @@ class Batch:
         """Work that may take long; what it returns is called by the loop, and gives an event."""
         if self._worker is None:
             self._worker = self._make_worker()
-        self._worker.call(lambda: Result(0, work()))
+        self._worker.call(lambda: Result(0, make=work()))
 
     def held(self) -> frozenset[str]:
         """The jobs as long as which something is held."""

@@ -127,7 +127,7 @@ class Answer:
                     agent.control.flush(client)
                 return Ticked(t_ns, wall_ns)
 
-            return Result(0, done)
+            return Result(0, make=done)
 
         self.tellers.add(client, self._guarded(agent.answering(client, self.token, work), work))
 
@@ -158,7 +158,7 @@ class Answer:
                     self.tellers.agent.control.flush(self.client)
                     return Ticked(t_ns, wall_ns)
 
-                return Result(0, done)
+                return Result(0, make=done)
 
         return guarded
 

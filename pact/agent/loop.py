@@ -36,8 +36,6 @@ from pact.core.node.events import (
     Acted,
     Appeared,
     Asked,
-    Event,
-    JobFailed,
     Looked,
     Observed,
     ObserverChanged,
@@ -160,8 +158,9 @@ class Agent(Sightings):
             for worker in (self._slow, *self._of_kinds.values()):
                 with contextlib.suppress(queue.Empty):
                     while True:  # one sign may stand for many
-                        event = worker.results.get_nowait()
-                        seen = event.make(*self.now()) if event.make is not None else None
+                        result = worker.results.get_nowait()
+                        looked = result.error is None and result.stored is None
+                        seen = result.event(*self.now()) if looked else None
                         out += seen.sightings if isinstance(seen, Observed) else ()
         return out
 
@@ -396,12 +395,7 @@ class Agent(Sightings):
             self.stage(result.blobs)
         except StoreFullError as exc:  # other contents took the room meanwhile
             result = Result(result.job, None, {}, exc)
-        event: Event
-        if result.make is None:
-            assert result.error is not None
-            event = JobFailed(*now, result.job, result.error)
-        else:
-            event = result.make(*now)
+        event = result.event(*now)
         if isinstance(event, Acted):
             self.watching.drain()
             self.watching.end(event.job)

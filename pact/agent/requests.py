@@ -282,7 +282,7 @@ class Requests:
 
         def work() -> Result:
             back = as_declared(agent.journal.path, to_seq, request)
-            return Result(0, lambda t, w: Asked(t, w, token, back, client.caller))
+            return Result(0, Asked(0, 0, token, back, client.caller))
 
         agent.expect(client, token)
         agent.worker.call(agent.answering(client, token, work))
@@ -306,7 +306,7 @@ class Requests:
                 dry_run=request.dry_run,
                 message=request.message or f"redo of {change}",
             )
-            return Result(0, lambda t, w: Asked(t, w, token, again, client.caller))
+            return Result(0, Asked(0, 0, token, again, client.caller))
 
         agent.expect(client, token)
         agent.worker.call(agent.answering(client, token, work))

@@ -436,14 +436,14 @@ class Sessions:
                 actor = state.get("about", {}).get("actor")
                 return SessionTold(t_ns, wall_ns, closed, AGENT_ACTOR if actor is None else Actor(**actor))
 
-            return Result(0, made, blobs)
+            return Result(0, None, blobs, make=made)
 
         def guarded() -> Result:
             try:
                 return work()
             except Exception as exc:
                 log(f"the end of session {known.id} could not be recorded: {exc!r}", 3)
-                return Result(0, Ticked)
+                return Result(0, Ticked(0, 0))
 
         agent.telling.call(guarded)
 

@@ -100,7 +100,7 @@ class Sightings(Driver):
     def _polled(self, kind: str, patterns: Sequence[str], owner: Owner | None) -> Result:
         names = discovered(kind, patterns)
         compared = self.watching.tracking.compared
-        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node, owner)))
+        return Result(0, make=lambda t, w: Appeared(t, w, *compared(kind, names, self.node, owner)))
 
     def _cover(self) -> None:
         """Record mounts that hide declared paths. Each stays on the list until it is durable, or owed: with the first
@@ -133,7 +133,7 @@ class Sightings(Driver):
             self._slow_running.add(resource)
             owner_then = self._slow_pending.pop(resource, None)
             (seen,) = placed([Sighting(resource, observe(resource), owner_then)])
-            return Result(0, lambda t, w: self._slow_done(seen, t, w))
+            return Result(0, make=lambda t, w: self._slow_done(seen, t, w))
 
         self._looking(resource).call(work)
 

@@ -81,7 +81,7 @@ def _more(
                 agent.control.flush(client)
             return Ticked(t_ns, wall_ns)
 
-        return Result(0, done)
+        return Result(0, make=done)
 
     def guarded() -> Result:
         try:
@@ -93,7 +93,7 @@ def _more(
                 agent.record_denied(op, denied, client.caller)
                 return agent.failed_read(client, token, denied, t_ns, wall_ns)
 
-            return Result(0, refused)
+            return Result(0, make=refused)
 
     tellers.add(client, agent.answering(client, token, guarded))
 
@@ -141,12 +141,11 @@ class Tellers:
 
             def done(t_ns: int, wall_ns: int) -> Event:
                 self._at_work = False
-                assert result.make is not None
-                event = result.make(t_ns, wall_ns)
+                event = result.event(t_ns, wall_ns)
                 self._next()
                 return event
 
-            return Result(result.job, done, result.blobs, result.error)
+            return Result(result.job, None, result.blobs, result.error, make=done)
 
         self.agent.telling.call(written)
 

@@ -10,7 +10,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pact.agent.acting import MOVED, act, needs
@@ -19,7 +19,19 @@ from pact.agent.notifications import tell
 from pact.agent.probing import distance_n, observe, placed, probe
 from pact.agent.turnable import Turnable
 from pact.core.node import below
-from pact.core.node.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
+from pact.core.node.events import (
+    Act,
+    Acted,
+    Discover,
+    Discovered,
+    Event,
+    JobFailed,
+    Look,
+    Looked,
+    Probe,
+    Probed,
+    Sighting,
+)
 from pact.core.node.untracked import undeclarable
 from pact.declared.toml import Ignore
 from pact.errors import JournalError, PactError, UsageError, explained
@@ -46,16 +58,27 @@ class Ended(Exception):
 
 @dataclass(slots=True)
 class Result:
-    """The outcome of a job: ``make`` builds the event with the loop's clocks. ``error`` ends the job instead.
+    """The outcome of a job: ``found`` is what was found out; its times are 0 until the loop takes it. ``make`` is
+    called then instead, where the loop has something to do first. ``error`` ends the job instead.
 
     With ``stored``, ``blobs`` are to be made durable at once: ``stored`` gets ``""`` afterwards, or the reason why not.
     """
 
     job: int
-    make: Callable[[int, int], Event] | None
+    found: Event | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
     error: PactError | None = None
     stored: queue.SimpleQueue[str] | None = None
+    make: Callable[[int, int], Event] | None = None
+
+    def event(self, t_ns: int, wall_ns: int) -> Event:
+        """What the core is told, with the loop's clocks."""
+        if self.make is not None:
+            return self.make(t_ns, wall_ns)
+        if self.found is not None:
+            return replace(self.found, t_ns=t_ns, wall_ns=wall_ns)
+        assert self.error is not None
+        return JobFailed(t_ns, wall_ns, self.job, self.error)
 
 
 class Ledger(Protocol):
@@ -211,7 +234,7 @@ class Worker:
             sightings = [Sighting(r, observe(r, keep)) for r in effect.resources]
             secret = frozenset(s.resource for s in sightings if _is_closed(s))
             found = (effect.job, sightings, dict(keep.unkept), secret, frozenset(keep.full))
-            return Result(effect.job, lambda t, w: Looked(t, w, *found), keep.blobs)
+            return Result(effect.job, Looked(0, 0, *found), keep.blobs)
 
         self._guard(effect.job, work)
 
@@ -233,7 +256,7 @@ class Worker:
             )
             if not effect.dry:
                 self._signed = {effect.job: signed}
-            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
+            return Result(effect.job, Probed(0, 0, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
 
@@ -288,7 +311,7 @@ class Worker:
                 results = dict.fromkeys((s.id for s in effect.steps), f"nothing was touched: {exc.message}")
                 sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
                 owed = {s.id: s.notify for s in effect.steps if s.notify and (s.owed or effect.resumed)}
-                return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, untold=owed))
+                return Result(effect.job, Acted(0, 0, effect.job, results, sightings, untold=owed))
             return self._carry_out(effect, moved)
 
         try:
@@ -301,7 +324,7 @@ class Worker:
             results = dict.fromkeys((s.id for s in effect.steps), why)
             maybe = {s.id: s.notify for s in effect.steps if s.notify}  # any of them may have been moved  # R14
             seen = self._looked_after(effect)
-            result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, seen, untold=maybe))
+            result = Result(effect.job, Acted(0, 0, effect.job, results, seen, untold=maybe))
         self._post(result)
 
     def _looked_after(self, effect: Act) -> list[Sighting]:
@@ -332,7 +355,7 @@ class Worker:
         )
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
         told = said.untold, said.told
-        return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads, *told))
+        return Result(effect.job, Acted(0, 0, effect.job, results, sightings, beside, reads, *told))
 
     def _discover(self, effect: Discover) -> None:
         try:
@@ -438,4 +461,4 @@ def _found(
     patterns: Sequence[str] = (),
 ) -> Result:
     named = frozenset(exact)
-    return Result(job, lambda t, w: Discovered(t, w, job, found, named, notes, last, patterns), keep.blobs)
+    return Result(job, Discovered(0, 0, job, found, named, notes, last, patterns), keep.blobs)
