@@ -344,13 +344,18 @@ def test_other_kinds_can_have_units_reloaded_and_restarted_in_order(machine: Mac
 def test_an_agent_that_is_killed_while_a_service_starts_ends_the_rollback_later(
     node: NodeAgent, machine: Machine
 ) -> None:
-    node.adopt(running(machine, "killed", more="ExecStartPre=/bin/sleep 1\n"))
+    may_start = machine.path("/run/killed-may-start")
+    may_start.touch()
+    waits = f"ExecStartPre=/bin/sh -c 'until test -e /run/{may_start.name}; do sleep 0.1; done'\n"
+    node.adopt(running(machine, "killed", more=waits))
     machine.systemctl("disable", "--now", "killed")
+    may_start.unlink()
     node.drifted("service:killed")
     rollback = machine.popen([sys.executable, "-m", "pact.cli.main", "--socket", node.socket, "rollback", "--all"])
     wait_until(lambda: machine.state("killed") == "activating", "it begins")
     node.stop(signal.SIGKILL)
     machine.end(rollback)
     node.start()
+    may_start.touch()
     wait_until(lambda: node.status()["state"] == "committed", f"it is as declared: {node.status()}", 30)
     assert machine.state("killed") == "active" and machine.show("killed", "UnitFileState") == "enabled"
