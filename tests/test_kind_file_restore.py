@@ -234,6 +234,7 @@ class TestRestoring:
 
     @root
     @needs_root
+    @pytest.mark.needs("chattr")
     def test_an_immutable_file_is_left_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "f"
         path.write_text("immutable")

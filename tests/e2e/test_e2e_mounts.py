@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -392,6 +393,8 @@ def test_a_bind_of_a_file_comes_back_as_a_file(agent: Agent, point: str) -> None
 
 @pytest.fixture
 def image(agent: Agent) -> str:
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is not installed")
     path = f"{TOP}/image"
     agent.world.sh(f"truncate -s 2M {path}; mkfs.ext4 -q -F -O ^has_journal {path}")
     if agent.world.sh("losetup -f", check=False).code:
@@ -444,6 +447,7 @@ def test_a_loop_device_on_a_declared_image_is_named(agent: Agent, image: str) ->
     agent.pact("rollback", "--all")
 
 
+@pytest.mark.needs("mkfs.ext4")
 def test_an_option_of_a_disk_that_it_showed_before_is_drift_when_it_goes(agent: Agent, point: str, image: str) -> None:
     disk = f"{TOP}/disk"
     agent.world.sh(f"truncate -s 16M {disk}; mkfs.ext4 -q -F {disk}")

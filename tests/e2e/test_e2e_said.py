@@ -86,6 +86,7 @@ def test_hard_links_that_a_rollback_splits_are_told_before_and_after(agent: Agen
 
 
 @pytest.mark.invariant("R3")
+@pytest.mark.needs("chattr")
 def test_an_immutable_file_is_called_that_and_blocks_where_nothing_is_said_of_flags(agent: Agent) -> None:
     path = agent.file("f/a")
     agent.drift(path)
@@ -97,6 +98,7 @@ def test_an_immutable_file_is_called_that_and_blocks_where_nothing_is_said_of_fl
     assert agent.world.path(path).read_text() == "declared\n"
 
 
+@pytest.mark.needs("chattr")
 def test_flags_are_adopted_exported_seen_as_drift_and_restored(agent: Agent) -> None:
     path = f"{TOP}/f/a"
     agent.world.sh(f"mkdir {TOP}/f; echo declared > {path}; chattr +i {path}")
@@ -116,6 +118,7 @@ def test_flags_are_adopted_exported_seen_as_drift_and_restored(agent: Agent) -> 
     agent.world.sh(f"chattr -i {path}")
 
 
+@pytest.mark.needs("chattr")
 def test_a_sealed_directory_is_opened_for_what_was_edited_in_place_in_it(agent: Agent) -> None:
     path = agent.file("f/a")
     agent.world.sh(f"chattr +i {TOP}/f")
@@ -132,6 +135,7 @@ def test_a_sealed_directory_is_opened_for_what_was_edited_in_place_in_it(agent: 
     assert "i" in agent.world.sh(f"lsattr -d {TOP}/f").out.split()[0]
 
 
+@pytest.mark.needs("chattr")
 def test_a_declared_flag_is_applied_and_rolled_back(agent: Agent) -> None:
     path = agent.file("f/a")
     text = f'[file."{path}"]\ncontent = "applied\\n"\nflags = "a"\n'

@@ -160,6 +160,7 @@ def test_hooks_run_with_a_umask_of_their_own(agent: Agent) -> None:
     assert wait_until((agent.base / "umask").read_text, "the hook has written") == "0022\n"
 
 
+@pytest.mark.needs("mkfs.ext4", "chattr", "ip")
 @pytest.mark.invariant("S10")
 @pytest.mark.parametrize(
     ("what", "works"),
