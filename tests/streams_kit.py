@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 from cluster_kit import inherited
 from hostile_kit import Hostile
 from warm import INPUT_MAX, warm
@@ -149,6 +150,16 @@ def fleet(base: Path) -> Iterator[Fleet]:
         yield kit
     finally:
         kit.close()
+        end_what_outlives(base)
+
+
+def end_what_outlives(base: Path) -> None:
+    """Sessions outlive their agent, and with each agent's the process that keeps them."""
+    for keeper in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(word.startswith(f"{base}/") for word in keeper.cmdline()):
+                for process in [*keeper.children(recursive=True), keeper]:
+                    process.kill()
 
 
 def alive(marker: str) -> list[int]:
