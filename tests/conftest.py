@@ -40,7 +40,7 @@ APART = (
 #: Files that take longest, with the seconds that they took among others on two cores. They begin first, those of half a
 #: minute and more in this order: so the last ones to run are short, and no process waits long.
 SECONDS = {
-    "test_exec_real.py": 140,
+    "test_exec_real.py": 130,
     "test_e2e_service.py": 120,
     "test_e2e_service_around.py": 113,
     "test_package_plans.py": 98,
