@@ -92,6 +92,31 @@ def test_a_hold_that_has_ended_is_not_placed_by_telling_it_again(kit: Between) -
     assert kit.holds(sock) == []
 
 
+@pytest.mark.invariant("T16")
+def test_a_stop_that_was_held_back_stops_nobody(kit: Between) -> None:
+    """An aggregator keeps it, and lets it go when it has been released long since."""
+    sock = kit.agent("n1")
+    kept: list[Message] = []
+
+    def keep(said: Message) -> Message | None:
+        if said.kind == "fleet" or (said.kind == "call" and said.head["op"] == "fleet_seen"):
+            kept.append(said)
+            return None
+        return said
+
+    kit.rogue.down = keep
+    assert kit.result("adm", "fleet_hold", {"reason": "stop", "for_ns": 10**13}, timeout_s=1.0).exit == 5, "it is seen"
+    stop = next(m.head for m in kept if m.kind == "fleet" and m.head["holds"])
+    assert kit.result("adm", "fleet_release", {}, timeout_s=1.0).exit == 5
+    kit.during(41)
+    kit.rogue.tell("n1", "fleet", {k: stop[k] for k in ("fence", "seq", "holds", "term", "seals")})
+    kit.until(lambda: "what the fleet is told was held back" in kit.logs(), "it is said")
+    assert kit.holds(sock) == []
+    kit.rogue.down = lambda said: said
+    assert kit.result("adm", "fleet_hold", {"reason": "another", "for_ns": 10**13}).exit == 0
+    assert kit.holds(sock) == ["another"]
+
+
 @pytest.mark.parametrize("op", ["hold_place", "fleet_hold", "rollback", "nodes"])
 def test_an_answer_to_one_question_is_none_to_another(kit: Between, op: str) -> None:
     """It swallows what a person asks, and has the root answer a question for a challenge in its place."""

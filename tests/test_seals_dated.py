@@ -14,13 +14,13 @@ from test_seals import REQUEST, World, challenged, people
 from pact.cluster.personseals import PersonSeals
 from pact.core.root.envelope import PACT
 from pact.core.tree import seals, wire
-from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
-from pact.core.tree.member import Answered, CarryOut, Member
+from pact.core.tree.checks import BY_SESSION, BY_TIME, HOLDS_BY_TIME, SESSION_BITS
+from pact.core.tree.member import Answered, CarryOut, Contact, FleetSaid, Member
 from pact.core.tree.member import Calls as NodeCalls
 from pact.core.tree.nodeseals import AHEAD_STEPS, NEW_ROOT_NS, SEARCHES_PER_S, SPREAD_NS, STEPS_MAX, NodeSeals
 from pact.core.tree.outbox import Outbox
 from pact.core.tree.parents import Parent
-from pact.core.tree.uplink import Lost
+from pact.core.tree.uplink import Lost, Note
 from pact.core.tree.wire import message
 from pact.errors import ConflictError, UnreachableError
 from pact.model import NS_PER_S
@@ -30,7 +30,9 @@ ROOTS_CLOCK_NS = 10**17  # nobody compares it with a node's
 
 
 class Dated(World):
-    """``at``: it is so many seconds after the beginning, at both ends."""
+    """``at``: it is so many seconds after the beginning, at both ends. ``bits``: what else the node knows."""
+
+    bits = HOLDS_BY_TIME
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,8 +46,11 @@ class Dated(World):
             node.t_ns = self.t_ns
         return self.t_ns
 
+    def session(self, count: int) -> int:
+        return 7 << SESSION_BITS | BY_SESSION | BY_TIME | self.bits | count
+
     def hello(self, count: int, *, heard: bool = True) -> None:
-        session = 7 << SESSION_BITS | BY_SESSION | BY_TIME | count
+        session = self.session(count)
         self.nodes["n0"].spoke(session)
         if heard:
             assert self.admit("n0", session, wall_ns=9 + count)
@@ -90,7 +95,7 @@ def test_a_slow_hello_makes_no_word_late_and_a_very_slow_one_is_said_anew(
     w.at(100)
     w.hello(2, heard=False)
     w.at(100 + on_its_way_s)
-    assert w.admit("n0", 7 << SESSION_BITS | BY_SESSION | BY_TIME | 2, wall_ns=11)
+    assert w.admit("n0", w.session(2), wall_ns=11)
     assert w.late_s(w.said(1)) == late_s
     assert w.nodes["n0"].renew_ns() == renew_s * NS_PER_S
     w.at(renew_s)
@@ -113,7 +118,7 @@ def test_a_new_root_is_heard_at_once_and_asked_to_date_its_words() -> None:
     w.at(400)
     w.root.begin("term2", 6)
     w.root._known.clear()
-    assert w.admit("n0", 7 << SESSION_BITS | BY_SESSION | BY_TIME | 1, wall_ns=10)
+    assert w.admit("n0", w.session(1), wall_ns=10)
     later = {"fence": 6, "term": "term2"}
     first = w.said(2, call="6.1", **later)
     w.at(410)
@@ -155,6 +160,82 @@ def test_a_call_that_is_told_twice_is_as_late_as_the_first_time() -> None:
     assert isinstance(said, Answered) and b"held back for 200 s" in said.body and b"nothing was done" in said.body
     (said,) = made.call(in_time, w.t_ns)
     assert isinstance(said, CarryOut)
+
+
+HOLD = {"hold": "f1", "owner": "ann", "reason": "stop", "ends": "", "left_ns": 10**12, "whole_ns": 10**12}
+
+
+def fleet(w: Dated, seq: int, *holds: dict[str, Any]) -> Any:
+    """What the root says now of the fleet's holds."""
+    head = {"fence": 5, "seq": seq, "holds": list(holds), "term": "term1"}
+    return message("fleet", {**head, "seals": w.root.fleet(head, ["n0"])})
+
+
+def joined(w: Dated) -> Member:
+    """A member that has a parent, and has heard of no hold."""
+    made = member(w)
+    made.tick(w.at(1))
+    made.received("p", message("welcome", {"v": wire.VERSION, "path": ["p"], "fence": 5, "credit": 1 << 20}), w.t_ns)
+    assert Contact(True) in made.received("p", fleet(w, 1), w.t_ns)
+    return made
+
+
+def said_in(effects: Any) -> list[Any]:
+    return [e for e in effects if isinstance(e, FleetSaid | Contact | Note)]
+
+
+def at(w: Dated, made: Member, s: int) -> None:
+    """So many seconds later; the parent is there all the while."""
+    for now in range(w.t_ns // NS_PER_S, s + 1):
+        assert not any(isinstance(e, Lost) for e in made.tick(w.at(now)))
+        made.received("p", message("beat", {"path": ["p"], "fence": 5}), w.t_ns)
+
+
+@pytest.mark.parametrize("which", ["stop", "release"])
+def test_what_the_fleet_is_told_counts_only_for_a_while(which: str) -> None:
+    """Held back, a stop would stop a node again that has been released, and a release would free it in the next
+    stop."""
+    w = Dated()
+    made = joined(w)
+    held = fleet(w, 2, HOLD) if which == "stop" else fleet(w, 2)
+    at(w, made, 60)
+    note, contact = said_in(made.received("p", held, w.t_ns))
+    assert isinstance(note, Note) and "held back for 50 s" in note.text
+    assert contact == Contact(False), "it may be stopped, and does not know it"
+    assert said_in(made.received("p", held, w.t_ns + 1)) == [Note(note.text.replace("(1)", "(2)"))]
+    assert w.nodes["n0"].renew_ns() == 61 * NS_PER_S, "it asks, a minute after its last hello"
+    fresh, contact = said_in(made.received("p", fleet(w, 3), w.t_ns))
+    assert isinstance(fresh, FleetSaid) and contact == Contact(True)
+
+
+@given(spoken=st.floats(0, 590), held=st.floats(0, 30))
+def test_what_the_fleet_is_told_in_time_counts(spoken: float, held: float) -> None:
+    w = Dated()
+    w.at(spoken)
+    said = fleet(w, 2, HOLD).head
+    w.at(spoken + held)
+    word = w.nodes["n0"].told(said, "term1", said["seals"]["n0"])
+    assert word is not None and word.late_s == 0
+
+
+def test_a_root_and_a_node_of_the_last_version_say_and_take_undated_tables() -> None:
+    """A root of the last version does not know the bit; a node of it would not know the date."""
+    new, old = Dated(), Dated()
+    old.bits = 0
+    old.hello(2)
+    said = fleet(old, 2, HOLD).head
+    assert said["seals"]["n0"] == undated(old, said, 2)
+    said = fleet(new, 2, HOLD).head
+    assert said["seals"]["n0"] != undated(new, said, 1)
+    new.at(300)
+    word = new.nodes["n0"].told(said, "term1", undated(new, said, 1))
+    assert word is not None and word.late_s == 0
+
+
+def undated(w: Dated, said: dict[str, Any], count: int) -> str:
+    """The seal of the last version, for the node's newest session."""
+    what = seals.of_fleet("term1", said) + seals.bound_to(w.session(count))
+    return seals.text(seals.seal(w.root._known["n0"].key, what))
 
 
 def test_words_that_fit_nothing_cost_little() -> None:

@@ -12,6 +12,8 @@ SESSION_BITS: Final = 20  # the low bits of a session count the connections of o
 BY_SESSION: Final = 1 << (SESSION_BITS - 1)
 #: And it can tell how old a person's word is, which is sealed with the time since the session's hello.
 BY_TIME: Final = 1 << (SESSION_BITS - 2)
+#: And how old the root's table of the fleet's holds is, which is sealed with that time, too.
+HOLDS_BY_TIME: Final = 1 << (SESSION_BITS - 3)
 NAME_MAX: Final = 253
 TEXT_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 100_000  # entries of any list or table in a head

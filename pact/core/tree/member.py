@@ -254,7 +254,9 @@ class Member:
             stays=stays,
         )
         self.unsealed = 0  # messages that were ignored because they had no valid seal of a root
-        self._unheard = False  # a parent has welcomed this member, and the root's word about holds has not come yet
+        self.late = 0  # tables of the fleet's holds that were held back too long
+        # A parent has welcomed this member, and the root's word about holds has not come yet, or only one that is late.
+        self._unheard = False
         # Call -> the key that its root shares with this node and how late it first came, and the root's term.
         self._sealer: dict[Key, tuple[Word, str]] = {}
 
@@ -360,7 +362,12 @@ class Member:
         said, term, holds = fleet.get("seals", {}), fleet.get("term", ""), fleet["holds"]
         seal = said.get(self.outbox.node, "") if isinstance(said, dict) and isinstance(term, str) else ""
         seal = seal if isinstance(seal, str) else ""
-        fits = self.seals is not None and self.seals.told(fleet, term, seal)
+        word = self.seals.told(fleet, term, seal) if self.seals is not None else None
+        fits = word is not None
+        if word is not None and word.late_s:
+            if not welcome:
+                return self._late(word.late_s)
+            fits = False  # what the parent kept from an earlier connection
         if welcome and not fits and self.seals is not None:
             if self.seals.required:
                 return out  # the sealed message follows: a parent has none yet for a new node
@@ -374,6 +381,19 @@ class Member:
             out.append(FleetSaid(fleet["fence"], fleet["seq"], holds))
             if self._unheard:
                 out += self._in_contact()
+        return out
+
+    def _late(self, late_s: int) -> list[Effect]:
+        """A table of holds was held back: it would stop this node after the stop has ended, or let it go on in the next
+        one. It does not count, and until one comes that does, this node knows as little as if it were cut off. The root
+        tells its holds every ten seconds while there are any, and after each hello.  # G9, T16"""
+        out: list[Effect] = []
+        self.late += 1
+        if self.late & (self.late - 1) == 0:
+            out.append(Note(f"what the fleet is told was held back for {late_s} s and does not count ({self.late})"))
+        if not self._unheard:
+            self._unheard = True
+            out.append(Contact(False))
         return out
 
     def _in_contact(self) -> list[Effect]:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pact.core.tree.checks import BY_TIME
+from pact.core.tree.checks import BY_TIME, HOLDS_BY_TIME
 from pact.core.tree.seals import (
     SEAL_CHARS,
     STEP_NS,
@@ -56,7 +56,7 @@ HASTE_NS: Final = 60 * NS_PER_S
 
 
 class Word(NamedTuple):
-    """A call that the root has sealed for this node. ``late_s``: it was held back for at least so long; 0: it was
+    """What the root has sealed for this node. ``late_s``: it was held back for at least so long; 0: it was
     not."""
 
     key: Key
@@ -112,7 +112,7 @@ class NodeSeals:
             yield self._start
 
     def _steps(self, spoken_ns: int) -> Iterator[int]:
-        """Each time that a person's word of this session may be sealed with, the likeliest first."""
+        """Each time that a dated word of this session may be sealed with, the likeliest first."""
         now = (self.t_ns - spoken_ns) // STEP_NS
         yield now
         yield now + 1
@@ -153,16 +153,16 @@ class NodeSeals:
         """
         self.t_ns = max(self.t_ns, t_ns)
         what, fence, term = of_call(head, body), head["fence"], head["term"]
-        word = self._dated(what, fence, term, said) if dated(head) else None
+        word = self._dated(BY_TIME, what, fence, term, said) if dated(head) else None
         if word is None:
-            key = self._for_me(what, fence, term, said)
-            word = Word(key, 0) if key is not None else None
+            word = self._for_me(what, fence, term, said)
         return word if word is not None and self._fresh(head["call"], t_ns) else None
 
-    def _dated(self, what: bytes, fence: int, term: str, said: str) -> Word | None:
-        """A person's word, and how old it is. Roots of the last version seal it without a time."""
+    def _dated(self, by: int, what: bytes, fence: int, term: str, said: str) -> Word | None:
+        """A person's word or a table of holds (``by``: the bit of sessions for which it is dated), and how old it is.
+        Roots of the last version seal it without a time."""
         for session, spoken_ns in self._sessions() if len(said) == SEAL_CHARS else ():
-            if not session & BY_TIME:
+            if not session & by:
                 continue
             bound = what + bound_to(session)
             for step in self._steps(spoken_ns):
@@ -198,16 +198,17 @@ class NodeSeals:
         """Whether the root that leads, as far as this node knows, sealed this acknowledgement."""
         return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
 
-    def told(self, fleet: Head, term: str, said: str) -> bool:
-        """Whether these holds were sealed for this session of this node."""
-        return self._for_me(of_fleet(term, fleet), fleet["fence"], term, said) is not None
+    def told(self, fleet: Head, term: str, said: str) -> Word | None:
+        """The root's table of holds, if it was sealed for a session of this node."""
+        what, fence = of_fleet(term, fleet), fleet["fence"]
+        return self._dated(HOLDS_BY_TIME, what, fence, term, said) or self._for_me(what, fence, term, said)
 
-    def _for_me(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
+    def _for_me(self, what: bytes, fence: int, term: str, said: str) -> Word | None:
         for bound in self._bounds((fence, term)):
             key = self._of(what + bound, fence, term, said)
             if key is not None:
                 self._by_session |= bound != self._start
-                return key
+                return Word(key, 0)
         return None
 
     def _of(self, what: bytes, fence: int, term: str, said: str) -> Key | None:

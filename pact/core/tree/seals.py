@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
+from pact.core.tree.checks import BY_SESSION, BY_TIME, HOLDS_BY_TIME, SESSION_BITS
 from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
 
@@ -33,8 +33,9 @@ SEAL_CHARS: Final = 20
 SHORT: Final = 240
 ID_CHARS: Final = 8
 ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
-#: A person's word is sealed with the time since the node's hello reached the root, in such steps. The node counts from
-#: when it said it: so it knows how long a word was on its way at most, and neither compares a clock with the other's.
+#: A person's word, or a table of the fleet's holds, is sealed with the time since the node's hello reached the root, in
+#: such steps. The node counts from when it said it: so it knows how long a word was on its way at most, and neither
+#: compares a clock with the other's.
 STEP_NS: Final = 10 * NS_PER_S
 NONE: Final = "A" * SEAL_CHARS  # in a row of seals: this name has none
 
@@ -148,7 +149,7 @@ def bound_to(session: int) -> bytes:
 
 
 def age_bytes(steps: int) -> bytes:
-    """The bytes in the seal of a person's word that tell when it was said."""
+    """The bytes in the seal of a person's word, or of the fleet's holds, that tell when it was said."""
     return b"@" + steps.to_bytes(4, "big")
 
 
@@ -217,6 +218,7 @@ class _Known(NamedTuple):
     bound: bytes
     heard_ns: int  # when this session's hello first came
     dates: bool  # it knows how old a person's word is
+    dates_holds: bool  # and how old a table of the fleet's holds is
 
 
 class _Ages(dict[int, bytes]):
@@ -286,9 +288,8 @@ class RootSeals:
                     return False
                 again = known is not None and (known.public, known.session) == (public, session)
                 heard_ns = known.heard_ns if known is not None and again else self.t_ns
-                self._known[name] = _Known(
-                    public, key, session, *seen[1:], bound_to(session), heard_ns, bool(session & BY_TIME)
-                )
+                dates, holds = bool(session & BY_TIME), bool(session & HOLDS_BY_TIME)
+                self._known[name] = _Known(public, key, session, *seen[1:], bound_to(session), heard_ns, dates, holds)
                 return True
         return False
 
@@ -323,8 +324,12 @@ class RootSeals:
 
     def fleet(self, fleet: Head, names: Iterable[str]) -> dict[str, str]:
         """The seals of the fleet's holds; name -> seal."""
-        what = of_fleet(self.term, fleet)
-        return {n: text(seal(k.key, what + k.bound)) for n in names if (k := self._known.get(n)) is not None}
+        what, ages, out = of_fleet(self.term, fleet), _Ages(), dict[str, str]()
+        for name in names:
+            if (known := self._known.get(name)) is not None:
+                age = ages[(self.t_ns - known.heard_ns) // STEP_NS] if known.dates_holds else b""
+                out[name] = text(seal(known.key, what + known.bound + age))
+        return out
 
     # -- from nodes ---------------------------------------------------------------------------------------------
 

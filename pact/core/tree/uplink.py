@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from pact.core.phases import OPEN
 from pact.core.tree import wire
-from pact.core.tree.checks import BY_SESSION, BY_TIME, SESSION_BITS
+from pact.core.tree.checks import BY_SESSION, BY_TIME, HOLDS_BY_TIME, SESSION_BITS
 from pact.core.tree.outbox import Up
 from pact.core.tree.parents import Parent, preference
 from pact.core.tree.search import Random, Search
@@ -133,7 +133,8 @@ class Uplink:
         self.fleet: tuple[int, int] = (0, 0)  # fence and number of the newest fleet table that came
         self.fence = 0
         self._rng = rng
-        self._session = session >> SESSION_BITS << SESSION_BITS | (BY_SESSION | BY_TIME if prove is not None else 0)
+        knows = BY_SESSION | BY_TIME | HOLDS_BY_TIME if prove is not None else 0
+        self._session = session >> SESSION_BITS << SESSION_BITS | knows
         self._count = 0
         self._more = more
         self._unfinished = unfinished
@@ -275,7 +276,7 @@ class Uplink:
             link = self._links[parent.url] = _Link(parent, t_ns, t_ns)
             out.append(Connect(parent))
         self._trying, link.hello_ns = link, t_ns
-        self._count = (self._count + 1) % BY_TIME
+        self._count = (self._count + 1) % HOLDS_BY_TIME
         head = {
             "v": wire.VERSION,
             "role": self.role,
