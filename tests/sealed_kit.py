@@ -70,6 +70,7 @@ class Between(Hostile):
     """A root, the rogue below it, and agents below that."""
 
     rogue: Rogue
+    cluster = ""  # lines of that section of an agent's configuration, as a test needs them
 
     def start_rogue(self) -> None:
         self.below = f"tcp://127.0.0.1:{free_ports(1)[0]}"
@@ -167,9 +168,12 @@ class Between(Hostile):
 
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(sock)
-            s.sendall(orjson.dumps({"v": 1, "op": "log", "args": {"types": [type_]}}) + b"\n")
-            rows = [orjson.loads(line) for line in s.makefile("rb")]
-        return [r for r in rows if r.get("type") == type_]
+            s.sendall(orjson.dumps({"v": 1, "op": "log", "args": {"type": type_}}) + b"\n")
+            rows = list[dict[str, Any]]()
+            with s.makefile("rb") as lines:
+                while "end" not in (said := orjson.loads(lines.readline())):
+                    rows.append(said["record"])
+        return rows
 
 
 @contextmanager

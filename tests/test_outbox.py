@@ -149,3 +149,25 @@ def test_a_rewind_that_comes_late_has_what_it_takes_back_sent_again() -> None:
     wake_ns = box.next_wake_ns()
     assert box.waiting == 2 and wake_ns is not None and wake_ns <= T + 3 + 2 * RESEND_NS
     assert sent(box, box.tick(wake_ns)) == [(1, 2)]
+
+
+HERE: dict[int, str | None] = {4: "aa" * 32, 5: "bb" * 32, 6: None}
+
+
+@pytest.mark.invariant("K2", "F56")
+@pytest.mark.parametrize("rewind", [False, True])
+@pytest.mark.parametrize(
+    ("seq", "said", "acked", "forked"),
+    [(5, "bb", 5, 0), (5, "cc", 3, 5), (6, "cc", 3, 0), (7, "cc", 7, 0), (5, "", 5, 0)],
+    ids=["ours", "another", "it cannot be read now", "it is not kept any more", "a root of the last version"],
+)
+def test_another_record_under_its_number_is_no_acknowledgement(
+    seq: int, said: str, acked: int, forked: int, rewind: bool
+) -> None:
+    """A second machine has a copy of this journal and its key, and its own record was the first to come."""
+    box = Outbox("n", "i", newest=7, acked=3, hash_of=lambda seq: HERE.get(seq, ""))
+    box.acknowledged("i", seq, rewind, T, said * 16)
+    assert (box.acked, box.forked, box.differs) == (acked, forked, bool(forked))
+    if forked:
+        box.acknowledged("i", 7, False, T, "")
+        assert box.acked == 3, "nothing counts from then on"

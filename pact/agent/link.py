@@ -99,10 +99,15 @@ class Link:
         first = agent.journal.get(0)
         incarnation = first.hash[:16] if first is not None else ""
         self._path = os.path.join(config.state_dir, FILE_NAME)
-        self._saved, forked = self._load(incarnation)
+        self._saved, forked, differs = self._load(incarnation)
         self._save_ns = 0
-        self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
-        self.outbox.forked = self._said_forked = forked
+        self._recent: deque[tuple[int, str, bytes]] = deque()
+        self._recent_bytes = 0
+        self.outbox = Outbox(
+            config.name, incarnation, newest=agent.journal.seq, acked=self._saved, hash_of=self._hash_of
+        )
+        self.outbox.forked, self.outbox.differs = forked, differs
+        self._said_forked = 0
         session = secrets.randbits(64)
         left = left_calls(requests.sessions.directory) if requests.sessions is not None else set[str]()
         self.member = Member(
@@ -119,8 +124,6 @@ class Link:
             stays=lambda: bool(self.streams.by_call or self.executing.running),
         )
         self.uplink = self.member.uplink
-        self._recent: deque[tuple[int, str, bytes]] = deque()
-        self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
         self._reread_ns = 0  # when to try an unreadable record again; 0: there is none
         self._unread = False  # and that was logged
@@ -175,15 +178,24 @@ class Link:
             self._next(self._todo.popleft(), now_ns)
         if self.outbox.forked != self._said_forked:
             self._said_forked = self.outbox.forked
-            log(
-                f"cluster: the root has records up to {self.outbox.forked} of this journal, which ends before: an "
-                "older copy was put back. Nothing more is replicated; see docs/cluster.md",
-                3,
-            )
+            log(f"cluster: {self.apart}. Nothing more is replicated; see docs/cluster.md", 3)
             self.save()
         if self.outbox.acked != self._saved and now_ns >= self._save_ns:
             self.save()
             self._save_ns = now_ns + SAVE_NS
+
+    @property
+    def apart(self) -> str:
+        """Why nothing more of this journal goes to the root; "" if it does."""
+        forked = self.outbox.forked
+        if self.outbox.differs:
+            return (
+                f"the root has another record {forked} of this journal: an older copy was put back, or a second "
+                "machine has this node's key and a copy of its journal"
+            )
+        if forked:
+            return f"the root has records up to {forked} of this journal, which ends before: an older copy was put back"
+        return ""
 
     def _refused_by(self, why: str) -> None:
         """Log the reason once, and show it until a parent welcomes this node."""
@@ -322,29 +334,38 @@ class Link:
             if size >= READ_BYTES:
                 return
 
+    def _hash_of(self, seq: int) -> str | None:
+        first = self._first_recent()
+        if first <= seq < first + len(self._recent):
+            return self._recent[seq - first][1]
+        try:
+            return next((hash_ for hash_, _ in self.agent.journal.bodies(seq, 1)), "")
+        except JournalError:
+            return None
+
     @property
     def replicated(self) -> int:
         return self.outbox.acked
 
-    def _load(self, incarnation: str) -> tuple[int, int]:
-        """Up to which record the root is known to have the journal, and up to which it is known to have another journal
-        (else 0)."""
+    def _load(self, incarnation: str) -> tuple[int, int, bool]:
+        """Up to which record the root is known to have the journal; up to which it is known to have another journal
+        (else 0); and whether that has another record there."""
         try:
             with open(self._path, "rb") as f:
                 obj = strict.loads_object(f.read(4096), strict.SMALL_MAX)
-            return (int(obj["seq"]), int(obj.get("forked", 0))) if obj["incarnation"] == incarnation else (-1, 0)
+            if obj["incarnation"] == incarnation:
+                return int(obj["seq"]), int(obj.get("forked", 0)), bool(obj.get("differs"))
         except (OSError, ValueError, KeyError, TypeError):
-            return -1, 0
+            pass
+        return -1, 0, False
 
     def save(self) -> None:
         """Save a hint for the next start; without it everything is sent again, and the root skips what it has."""
         try:
             with open(self._path + ".new", "wb") as f:
-                f.write(
-                    orjson.dumps(
-                        {"incarnation": self.outbox.incarnation, "seq": self.outbox.acked, "forked": self.outbox.forked}
-                    )
-                )
+                out = self.outbox
+                hint = {"incarnation": out.incarnation, "seq": out.acked, "forked": out.forked, "differs": out.differs}
+                f.write(orjson.dumps(hint))
             os.replace(self._path + ".new", self._path)
         except OSError:
             pass
@@ -426,6 +447,7 @@ class Link:
             "waiting": self.outbox.waiting,
             "forked": self.outbox.forked or None,
             **({"refused": self._refusal} if self._refusal else {}),
+            **({"apart": self.apart} if self.apart else {}),
         }
 
 

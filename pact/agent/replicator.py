@@ -36,6 +36,10 @@ class Replicator(Protocol):
     def replicated(self) -> int:
         """The newest record that the root has."""
 
+    @property
+    def apart(self) -> str:
+        """Why nothing more of this journal goes to the root; "" if it does."""
+
     def recorded(self, rows: Sequence[tuple[Record, bytes]]) -> None:
         """These records are durable on this node."""
 

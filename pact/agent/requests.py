@@ -348,7 +348,8 @@ class Requests:
 
     def _check(self, client: Client, request: ops.Check) -> None:
         agent = self.agent
-        line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
+        apart = agent.link is not None and bool(agent.link.apart)
+        line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error, apart)
         client.send(
             {
                 "ok": True,

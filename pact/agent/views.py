@@ -328,9 +328,10 @@ def _live(name: str, digest: str) -> bytes | None:
     return content if hashlib.sha256(content).hexdigest() == digest else None
 
 
-def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> tuple[str, int]:
+def check_line(node: Node, unrecorded: Collection[str], journal_error: str, apart: bool = False) -> tuple[str, int]:
     """One line for a health check, and 0 or 11: a node without declared resources is not in order; one on which jobs
-    have what their prologs set is."""
+    have what their prologs set is. ``apart``: the root has another journal of this node; that harms no job, and is only
+    said."""
     state = node.state
     for_jobs = wanted_by_jobs(state)
     drifted = sum(len(c.members) for c in state.changes.values() if c.id not in for_jobs)
@@ -348,5 +349,7 @@ def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> t
         parts.append(f"{new} untracked")
     if journal_error:
         parts.append(journal_error)
+    if apart:
+        parts.append("the root has another journal of this node, and takes no more of this one")
     bad = drifted or unrecorded or not state.declared_count
     return f"{overall(node, unrecorded)}: {'; '.join(parts)}", 11 if bad else 0

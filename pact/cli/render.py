@@ -281,6 +281,8 @@ def status_lines(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -
         yield f"cluster: cut off{waits}"
         if doc["cluster"].get("refused"):
             yield f"cluster: {view.spoken(doc['cluster']['refused'])}"
+    if apart := (doc.get("cluster") or {}).get("apart"):
+        yield f"cluster: {view.spoken(apart) if view.ids else 'the root has another journal of this node'}"
     if view.ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
 

@@ -15,11 +15,11 @@ from pact.core.payload import Payload
 from pact.core.root import chunks, payloads
 from pact.core.root.chunks import Batch
 from pact.core.root.envelope import Asker
-from pact.core.root.log import RootState, Writer
+from pact.core.root.log import Cursor, RootState, Writer
 from pact.core.root.persons import Persons
 from pact.core.root.shares import Shares
 from pact.core.root.twins import Twins
-from pact.core.tree.seals import RootSeals
+from pact.core.tree.seals import HASH_CHARS, RootSeals
 from pact.core.tree.wire import TO_CLIENTS, Head, Message, NewHead, beside, sections
 from pact.errors import UsageError
 from pact.limits import ROOT_DENIED_PER_MINUTE, UNKNOWN_NAMES_MAX
@@ -106,7 +106,7 @@ class _Flying:
     chunk: bytes
     writer: Writer
     then: list[Callable[[], None]]
-    acks: dict[str, tuple[str, int]]
+    acks: dict[str, Cursor]
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ class Term:
         self._waiting_bytes = 0
         self._own: deque[tuple[Payload, JsonRead, Callable[[], None]]] = deque()
         self._flying: _Flying | None = None
-        self._acks: dict[str, tuple[str, int]] = {}
+        self._acks: dict[str, Cursor] = {}
         self.rewound: dict[str, int] = {}
         self.behind: dict[str, str] = {}  # node whose records were not taken -> its incarnation
         self.watchers: dict[tuple[str, int], frozenset[str] | None] = {}
@@ -283,14 +283,20 @@ class Term:
 
     def _acknowledge(self) -> None:
         if self._acks:
-            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
+            rows = [[n, c.incarnation, c.seq, False] for n, c in self._acks.items()]
+            hashes = [c.hash for c in self._acks.values()]
             self._acks = {}
-            self._ack(rows)
+            self._ack(rows, hashes)
 
-    def _ack(self, rows: list[list[Any]]) -> None:
+    def _ack(self, rows: list[list[Any]], hashes: list[str]) -> None:
+        """``hashes``: of these records in the log. A second machine with a node's key and journal sees that its own was
+        not taken.  # K2"""
         head: NewHead = {"cursors": rows}
         if self.seals is not None:
             head.update(seals=self.seals.acks(rows), fence=self.seals.fence, term=self.seals.term)
+            head["hashes"] = self.seals.hashes(rows, hashes)
+        else:
+            head["hashes"] = [hash_[:HASH_CHARS] for hash_ in hashes]
         self.down("ack", head)
 
     def _commit(self) -> None:
@@ -300,7 +306,7 @@ class Term:
             payload, actor, callback = self._own.popleft()
             writer.record(payload, actor, self.t_ns, self.wall_ns)
             then.append(callback)
-        acks: dict[str, tuple[str, int]] = {}
+        acks: dict[str, Cursor] = {}
         while self._waiting and writer.size < CHUNK_SOFT_BYTES:
             batch = self._waiting.popleft()
             self._waiting_bytes -= sum(map(len, batch.lines))
@@ -312,7 +318,7 @@ class Term:
         self._flying = _Flying(first, count, chunk, writer, then, acks)
         self._emit(Commit(first, count, chunk))
 
-    def _take(self, writer: Writer, batch: Batch, acks: dict[str, tuple[str, int]]) -> None:
+    def _take(self, writer: Writer, batch: Batch, acks: dict[str, Cursor]) -> None:
         try:
             hole = writer.take(batch)
         except ValueError as exc:
@@ -322,7 +328,7 @@ class Term:
         cursor = writer.cursor(batch.node, batch.incarnation)
         if not hole:
             assert cursor is not None
-            acks[batch.node] = (cursor.incarnation, cursor.seq)
+            acks[batch.node] = cursor
         else:
             self.behind[batch.node] = batch.incarnation
 
@@ -330,7 +336,7 @@ class Term:
         """From time to time, tell the nodes whose records were not taken from where on to send them. Members on the way
         drop the records that they keep, so that these block nothing.  # T5
         """
-        rows = []
+        rows, hashes = [], []
         for node, incarnation in list(self.behind.items()):
             if self.rewound.get(node, -REWIND_NS) + REWIND_NS <= self.t_ns:
                 del self.behind[node]
@@ -339,8 +345,9 @@ class Term:
                 cursor = self.state.cursor_of(node, incarnation)
                 seq = cursor.seq if cursor is not None else -1
                 rows.append([node, incarnation, seq, True])
+                hashes.append(cursor.hash if cursor is not None else "")
         if rows:
-            self._ack(rows)
+            self._ack(rows, hashes)
 
     def _events(self, message: Message) -> None:
         seals = beside(message.head["seals"], message.head["batches"]) if self.seals is not None else ()

@@ -15,7 +15,7 @@ HELD_BYTES: Final = 16 << 10  # a quarter of the smallest credit
 
 class Acks:
     """The newest ``[node, incarnation, seq, rewind, ...]`` of each journal that its node has not been sent yet. The
-    fields after these four are carried along: the seal, and whose it is.
+    fields after these four are carried along: the seal, the hash of the record, and whose they are.
     """
 
     def __init__(self) -> None:

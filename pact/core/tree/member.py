@@ -334,13 +334,15 @@ class Member:
 
     def _acknowledged(self, head: Head, t_ns: int) -> list[Effect]:
         out: list[Effect] = []
-        for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
+        rows, fence, term = head["cursors"], head["fence"], head["term"]
+        for row, seal, said in zip(rows, beside(head["seals"], rows), beside(head["hashes"], rows), strict=True):
             node, incarnation, seq, rewind = row
             if node != self.outbox.node:
                 continue
-            fits = self.seals is not None and self.seals.acked(head["fence"], head["term"], row, seal)
+            fits = self.seals is not None and self.seals.acked(fence, term, row, seal)
             if self._counts(seal, fits, "an acknowledgement", out):
-                out += self.outbox.acknowledged(incarnation, seq, rewind, t_ns)
+                hash_ = self.seals.hashed(fence, term, row, said) if self.seals is not None and fits else said
+                out += self.outbox.acknowledged(incarnation, seq, rewind, t_ns, hash_)
         return out
 
     def _counts(self, seal: str, fits: bool, what: str, out: list[Effect]) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pact.core.tree.checks import BY_TIME, HOLDS_BY_TIME
 from pact.core.tree.seals import (
+    HASH_CHARS,
     SEAL_CHARS,
     STEP_NS,
     Key,
@@ -197,6 +198,12 @@ class NodeSeals:
     def acked(self, fence: int, term: str, cursor: Sequence[Any], said: str) -> bool:
         """Whether the root that leads, as far as this node knows, sealed this acknowledgement."""
         return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
+
+    def hashed(self, fence: int, term: str, cursor: Sequence[Any], said: str) -> str:
+        """The hash that the root has sealed with this acknowledgement; "" if it has not."""
+        hash_ = said[:HASH_CHARS]
+        what = of_ack(fence, term, [*cursor, hash_])
+        return hash_ if self._of(what, fence, term, said[HASH_CHARS:]) is not None else ""
 
     def told(self, fleet: Head, term: str, said: str) -> Word | None:
         """The root's table of holds, if it was sealed for a session of this node."""

@@ -4,14 +4,15 @@ The journal keeps the records, so this keeps only numbers. Records go in order, 
 an acknowledgement is the root's and cumulative. In doubt, records are sent again: the root skips those that it
 has.  # T5
 
-If a root has more of this journal than the node has, an older copy of the journal was restored: from then on nothing
-that the root sends counts as an acknowledgement.
+If a root has more of this journal than the node has, an older copy of the journal was restored; if it has another
+record under a number, that too, or a second machine has a copy of this journal, and its key. From then on nothing that
+the root sends counts as an acknowledgement: what is here and not there is kept.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from pact.core.records import Record
@@ -46,12 +47,23 @@ class Up(NamedTuple):
 class Outbox:
     """``acked`` is the last record that the root is known to have (-1: none)."""
 
-    def __init__(self, node: str, incarnation: str, *, newest: int, acked: int = -1) -> None:
+    def __init__(
+        self,
+        node: str,
+        incarnation: str,
+        *,
+        newest: int,
+        acked: int = -1,
+        hash_of: Callable[[int], str | None] = lambda seq: "",
+    ) -> None:
+        """``hash_of`` the record with a number: "" if that is not kept any more, None if it cannot be read now."""
         self.node = node
+        self._hash_of = hash_of
         self.incarnation = incarnation
         self.newest = newest
         self.acked = min(acked, newest)
         self.forked = 0  # the root has records up to this one of a journal of which this one is an older copy
+        self.differs = False  # the root has another record under that number, which is also here
         self._next = self.acked + 1
         self._credit = 0
         self._flight: deque[tuple[int, int]] = deque()  # (last record of a batch, bytes)
@@ -145,10 +157,17 @@ class Outbox:
             at = end
         return [*out, *self.more()] if lines else out
 
-    def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int) -> list[Read]:
-        """The root has everything up to ``seq``; with ``rewind`` it lacks what follows."""
+    def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int, hash_: str = "") -> list[Read]:
+        """The root has everything up to ``seq``; with ``rewind`` it lacks what follows. ``hash_``: the first characters
+        of that record's hash there; a root of the last version does not say it."""
         if incarnation == self.incarnation and seq > self.newest:
             self.forked = max(self.forked, seq)
+        elif incarnation == self.incarnation and hash_ and not self.forked and (rewind or seq > self.acked):
+            here = self._hash_of(seq)
+            if here is None:
+                return []  # the root says it again
+            if here and not here.startswith(hash_):  # K2
+                self.forked, self.differs = seq, True
         if incarnation != self.incarnation or self.forked:
             # The records that were written here since differ from the root's records with these numbers.
             return []  # K2

@@ -624,9 +624,11 @@ class Relay:
     def _acknowledged(self, head: Head, t_ns: int) -> list[Effect]:
         now = []
         signed = (head["fence"], head["term"])
-        for row, seal in zip(head["cursors"], wire.beside(head["seals"], head["cursors"]), strict=True):
+        rows = head["cursors"]
+        beside = wire.beside(head["seals"], rows), wire.beside(head["hashes"], rows)
+        for row, seal, hash_ in zip(rows, *beside, strict=True):
             node, incarnation, seq, rewind = row
-            cursor = [*row, seal, *signed]
+            cursor = [*row, seal, hash_, *signed]
             size = self.backlog.acknowledged(node, incarnation, seq, rewind, t_ns)
             child = self.tree.where.get(node)
             if child is None:
@@ -643,12 +645,14 @@ class Relay:
             child = self.tree.where.get(cursor[0])
             if child is not None:
                 child.told_ns = t_ns
-                by_child.setdefault((child.rid, *cursor[5:]), []).append(cursor)
+                by_child.setdefault((child.rid, *cursor[6:]), []).append(cursor)
         out: list[Effect] = []
         for (rid, fence, term), rows in by_child.items():
             head: NewHead = {"cursors": [row[:4] for row in rows]}
             if any(row[4] for row in rows):
                 head.update(seals=[row[4] for row in rows], fence=fence, term=term)
+            if any(row[5] for row in rows):
+                head["hashes"] = [row[5] for row in rows]
             out += self._to([self.tree.children[rid]], "ack", head)
         return out
 

@@ -37,6 +37,8 @@ ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
 #: such steps. The node counts from when it said it: so it knows how long a word was on its way at most, and neither
 #: compares a clock with the other's.
 STEP_NS: Final = 10 * NS_PER_S
+#: Of the hash of the newest record that the root has of a journal, so many characters go with an acknowledgement.
+HASH_CHARS: Final = 32
 NONE: Final = "A" * SEAL_CHARS  # in a row of seals: this name has none
 
 HELLO: Final = b"H"
@@ -163,7 +165,8 @@ def of_events(row: Sequence[Any], lines: bytes | memoryview) -> bytes:
 
 
 def of_ack(fence: int, term: str, cursor: Sequence[Any]) -> bytes:
-    """``cursor``: node, incarnation, seq, rewind."""
+    """``cursor``: node, incarnation, seq, rewind. For the seal that stands beside a hash, that hash follows: relays of
+    the last version drop it, and pass on the seal of the four alone."""
     return essence(ACK, (fence, term, *cursor))
 
 
@@ -321,6 +324,12 @@ class RootSeals:
         """The seal of each acknowledgement; "" if its node does not seal."""
         term, fence, known = self.term, self.fence, self._known
         return [text(seal(known[c[0]].key, of_ack(fence, term, c))) if c[0] in known else "" for c in cursors]
+
+    def hashes(self, cursors: Sequence[Sequence[Any]], hashes: Sequence[str]) -> list[str]:
+        """For each acknowledgement the hash that the log has of its record, and its seal if its node seals."""
+        cut = [hash_[:HASH_CHARS] for hash_ in hashes]
+        sealed = self.acks([[*cursor, hash_] for cursor, hash_ in zip(cursors, cut, strict=True)])
+        return [hash_ and hash_ + seal for hash_, seal in zip(cut, sealed, strict=True)]
 
     def fleet(self, fleet: Head, names: Iterable[str]) -> dict[str, str]:
         """The seals of the fleet's holds; name -> seal."""

@@ -210,8 +210,15 @@ KINDS: Final[Mapping[str, Kind]] = {
         },
     ),  # this key may not be used for this
     "ack": Kind(
-        35, {"cursors": (are_cursors, NEEDED), "seals": (_seals, ()), "fence": (is_number, 0), "term": (is_text, "")}
-    ),
+        35,
+        {
+            "cursors": (are_cursors, NEEDED),
+            "seals": (_seals, ()),
+            "hashes": (_seals, ()),
+            "fence": (is_number, 0),
+            "term": (is_text, ""),
+        },
+    ),  # hashes: of each cursor's record in the root's log, and that hash's seal
     "call": Kind(
         36,
         {
