@@ -31,6 +31,7 @@ TREE_CLIENTS_EACH_MAX: Final = 16  # of one key
 TREE_CONNECTIONS_EACH_MAX: Final = 128  # of one key at one aggregator
 TREE_UNREAD_MAX: Final = 64 << 20  # sent to all connections of one key at one aggregator, and not read
 PUBLIC_CONNECTIONS_EACH_MAX: Final = 1000  # of one key at each public port
+REPLAY_UNREAD_EACH_MAX: Final = 4 << 20  # of missed events that one connection has not read; it gets no more
 SILENT_CONNECTIONS_MAX: Final = 256  # of one host at one port, of which nothing was heard yet
 LOOKERS_MAX: Final = 256  # people who are told of the whole fleet (``pact top``)
 LOOKERS_EACH_MAX: Final = 32  # of one person

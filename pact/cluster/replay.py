@@ -1,8 +1,9 @@
 """The replay port: events that a subscriber missed, read from the root's log in a thread that may wait for a disk or
 etcd.
 
-Requesters get one page at a time, in turn; a requester that does not read delays only itself, and is dropped after a
-while. Requests are checked as if they came from an enemy.  # V4
+Requesters get one page at a time, in turn; a requester that does not read delays only itself, gets no more, and is cut
+off after a while. What waits for it is bounded in bytes: libzmq would keep two thousand messages, however long each is.
+Requests are checked as if they came from an enemy.  # V4
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import zmq
 
 from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, fd_of, user_of
 from pact.cluster.subscriptions import TOO_MANY_OF_KEY, TOO_MANY_SILENT
+from pact.cluster.unread import Unread
 from pact.cluster.zap import end_connection
 from pact.core.root import public
+from pact.core.tree.directory import Peer as Keyed
 from pact.errors import JournalError, RequestError
-from pact.limits import PUBLIC_CONNECTIONS_EACH_MAX, REPLAY_REQUEST_MAX
+from pact.limits import PUBLIC_CONNECTIONS_EACH_MAX, REPLAY_REQUEST_MAX, REPLAY_UNREAD_EACH_MAX
 from pact.net.floods import Floods, connection
 from pact.net.places import Keys, Silent
 from pact.net.unended import LOOK_S, Accepted, Unended
@@ -32,6 +35,7 @@ ASKED_MAX: Final = 4
 FLOOD_BYTES_MAX: Final = 8 << 20  # of one connection that are not read yet
 UNREAD_RETRY_S: Final = 0.02
 UNREAD_MAX_S: Final = 30.0
+NOT_READ: Final = "answers without end that are not read"
 NOT_LEADING: Final = "this root does not lead; ask the one whose heads you see"
 
 Asked = public.Get | public.Snapshot | public.Refused
@@ -42,6 +46,7 @@ class _Peer:
     """A connection that waits for answers, and since when it has not read any."""
 
     user: str
+    which: tuple[int, int] | None = None  # connection
     envelope: tuple[bytes, ...] = ()
     asked: deque[Asked] = field(default_factory=deque)
     unsent: public.Frames = ()
@@ -89,6 +94,7 @@ class Replay(Threaded):
         self._accepted, self._unended = Accepted(context), Unended(FLOOD_BYTES_MAX, FLOOD_BYTES_MAX)
         self._silent, self._keys = Silent(), Keys(PUBLIC_CONNECTIONS_EACH_MAX)
         self._look_due_s = 0.0
+        self._unread = Unread(lambda fd: self._cut(fd, NOT_READ), counted_from=0)
         self.sent = 0
         self.gave_up = 0
         self.refused: Counter[str] = Counter()
@@ -135,6 +141,7 @@ class Replay(Threaded):
                     self._cut(fd, TOO_MANY_OF_KEY)
 
     def _begun(self) -> None:
+        self._unread = Unread(lambda fd: self._cut(fd, NOT_READ), counted_from=0)
         self._peers.clear()
         self._users.clear()
 
@@ -171,17 +178,19 @@ class Replay(Threaded):
                 return False
             self._took = True
             frames = [bytes(f.buffer) for f in rest]
-            user = user_of(rest[-1]) if rest else ""
+            user, fd = user_of(rest[-1]) if rest else "", -1
             if rest:
-                read[fd_of(rest[-1])] = user
-            self._take(bytes(key.buffer), user, frames)
+                read[fd := fd_of(rest[-1])] = user
+                if user:  # without CURVE what is sent is shorter on its way, and nobody has a share
+                    self._unread.came(bytes(key.buffer), fd, Keyed(user, "subscriber", user))
+            self._take(bytes(key.buffer), user, fd, frames)
         self._heard(read)
         for fd, user in self._floods.behind(read, time.monotonic()).items():
             self._put_off(user)
             self._cut(fd, "too many requests")
         return True
 
-    def _take(self, key: bytes, user: str, frames: list[bytes]) -> None:
+    def _take(self, key: bytes, user: str, fd: int, frames: list[bytes]) -> None:
         peer = self._peers.get(key)
         if peer is None:
             if len(self._peers) >= PEERS_MAX or (user and self._users[user] >= PEERS_EACH_MAX):
@@ -192,7 +201,7 @@ class Replay(Threaded):
         if len(peer.asked) >= ASKED_MAX:
             self.refused["too many requests"] += 1
             return  # the client asks again when no answer comes
-        peer.envelope = ()
+        peer.envelope, peer.which = (), connection(fd)
         if frames and not frames[0]:
             peer.envelope, frames = (b"",), frames[1:]
         peer.asked.append(self._understood(user, frames))
@@ -229,6 +238,8 @@ class Replay(Threaded):
         """Returns False if the client does not read (``unsent`` stays, for a later try), or is gone, or has not read
         for too long."""
         try:
+            if self._unread.waits(key, REPLAY_UNREAD_EACH_MAX):
+                raise zmq.Again
             sock.send_multipart([key, *peer.envelope, *peer.unsent], zmq.NOBLOCK)
         except zmq.Again:  # V4
             peer.unread_since_s = peer.unread_since_s or now_s
@@ -236,10 +247,14 @@ class Replay(Threaded):
             if now_s - peer.unread_since_s >= self._unread_max_s:
                 self.gave_up += 1
                 peer.unsent = ()
+                if peer.which is not None and connection(peer.which[0]) == peer.which:
+                    self._cut(peer.which[0], NOT_READ)
             return False
         except zmq.ZMQError:
             peer.unsent = ()
             return False
+        for frame in (*peer.envelope, *peer.unsent):
+            self._unread.sent((key,), frame)
         peer.unsent, peer.unread_since_s = (), 0.0
         self.sent += 1
         return True

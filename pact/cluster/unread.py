@@ -42,9 +42,10 @@ class _Child:
 class Unread:
     """See the module."""
 
-    def __init__(self, cut: Callable[[int], object]) -> None:
-        """``cut(fd)`` ends a connection."""
+    def __init__(self, cut: Callable[[int], object], counted_from: int = COUNTED_FROM) -> None:
+        """``cut(fd)`` ends a connection. ``counted_from``: shorter messages are not counted."""
         self._cut = cut
+        self._counted_from = counted_from
         self._children: dict[bytes, _Child] = {}
         self._fds: dict[int, bytes] = {}  # connection -> routing id: at most as many as there are descriptors
         self._of: Counter[str] = Counter()  # key -> bytes that wait
@@ -64,14 +65,22 @@ class Unread:
 
     def sent(self, rids: Iterable[bytes], frame: bytes, unsent: Collection[bytes] = ()) -> list[bytes]:
         """The same frame was sent to each but ``unsent``. Returns the routing ids of connections that were cut off."""
-        if len(frame) < COUNTED_FROM:
+        if len(frame) < self._counted_from:
             return []
         return [over for rid in rids if rid not in unsent for over in self._count(rid, travelled(len(frame)))]
+
+    def waits(self, rid: bytes, most: int) -> bool:
+        """Whether more than ``most`` bytes wait for this connection."""
+        child = self._children.get(rid)
+        if child is None or child.waiting <= most:
+            return False
+        self._look(child)
+        return child.waiting > most
 
     def sent_each(self, rids: Iterable[bytes], frames: Iterable[bytes], unsent: Collection[bytes] = ()) -> list[bytes]:
         """Each was sent its own frame."""
         all_ = zip(rids, frames, strict=True)
-        long = [(r, len(f)) for r, f in all_ if len(f) >= COUNTED_FROM and r not in unsent]
+        long = [(r, len(f)) for r, f in all_ if len(f) >= self._counted_from and r not in unsent]
         return [over for rid, size in long for over in self._count(rid, travelled(size))]
 
     def _count(self, rid: bytes, size: int) -> list[bytes]:
