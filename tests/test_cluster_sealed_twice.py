@@ -117,6 +117,20 @@ def test_a_stop_that_was_held_back_stops_nobody(kit: Between) -> None:
     assert kit.holds(sock) == ["another"]
 
 
+def test_who_has_his_request_told_twice_hears_what_has_come_of_it(kit: Between) -> None:
+    sock = kit.agent("n1")
+
+    def twice(up: Up) -> Up:
+        if up.kind == "request" and up.head["op"] == "hold_place":
+            kit.rogue.say(up.kind, up.head, up.body)
+        return up
+
+    kit.rogue.up = twice
+    said = kit.result("adm", "hold_place", {"reason": "once", "for_ns": 10**13}, "n1")
+    assert said.exit == 0, said
+    assert kit.holds(sock) == ["once"]
+
+
 @pytest.mark.parametrize("op", ["hold_place", "fleet_hold", "rollback", "nodes"])
 def test_an_answer_to_one_question_is_none_to_another(kit: Between, op: str) -> None:
     """It swallows what a person asks, and has the root answer a question for a challenge in its place."""

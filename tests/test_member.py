@@ -147,6 +147,28 @@ def test_kept_answers_are_bounded_in_number_and_bytes() -> None:
     assert list(calls.kept) == [b"y" * 200], "the newest in any case"
 
 
+@pytest.mark.invariant("S8")
+@pytest.mark.parametrize("crowd", [1, 40])
+@pytest.mark.parametrize("refused", [True, False])
+def test_nobody_pushes_an_administrator_s_answer_out(refused: bool, crowd: int) -> None:
+    """It is asked for again when it was lost on the way, and what it did is not done twice."""
+    calls = Calls()
+    for n in range(4):
+        assert calls.take((1, f"commit {n}"), "commit") is Fate.BEGINS
+        calls.done((1, f"commit {n}"), b"done" + b" " * (450 << 10))
+    for n in range(1000):
+        who = f"viewer{n % crowd}"
+        fate = calls.take((1, str(n)), "status", who=who, replaced=refused)
+        if fate is Fate.BEGINS:
+            calls.done((1, str(n)), b"x" * 9000)
+    assert all(isinstance(calls.take((1, f"commit {n}"), "commit"), bytes) for n in range(4))
+    assert calls.take((1, "999"), "status", who=who) is not Fate.BEGINS, "and the newest of theirs are kept, too"
+    calls.take((1, "large"), "log", who="viewer1")
+    calls.done((1, "large"), b"x" * (4 << 20))
+    assert all(isinstance(calls.take((1, f"commit {n}"), "commit"), bytes) for n in range(4)), "nor a long answer"
+    assert calls.take((1, "999"), "status", who=who) is not Fate.BEGINS, "of nobody"
+
+
 @pytest.mark.invariant("T12")
 def test_what_is_done_once_is_refused_when_its_answer_had_to_make_room_and_what_only_reads_is_done_again() -> None:
     calls = Calls(kept_max=1)

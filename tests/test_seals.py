@@ -314,6 +314,21 @@ def test_a_request_is_taken_once_and_as_its_owner_wrote_it() -> None:
         persons.challenge({**REQUEST, "person": "nobody's", "challenge": ""})
 
 
+def test_a_request_that_comes_again_while_it_is_answered_is_told_nothing() -> None:
+    """A refusal would be sealed as its answer, and the person would not hear what has come of it."""
+    persons, asked, _ = people()
+    head = challenged(persons, asked).request(REQUEST, b"{}")
+    assert not persons.came_before(head)
+    persons.authenticated(head, b"{}")
+    assert persons.came_before(head) and not persons.came_before({**head, "id": 3})
+    assert not persons.came_before({**head, "seal": "A" * 20}) and not persons.came_before({**head, "seal": ""})
+    done = {"client": "agg:1", "id": 2, "exit": 0, "message": "", "hint": "", "failed": {}}
+    assert persons.sealed("progress", {"client": "agg:1", "id": 2, "done": 1, "total": 2}, b"")["seal"]
+    assert persons.came_before(head)
+    persons.sealed("result", done, b"")
+    assert not persons.came_before(head), "and after that it is refused as used"
+
+
 def test_a_challenge_of_another_term_or_person_is_none() -> None:
     persons, asked, ring = people()
     old = challenged(persons, asked).request(REQUEST, b"{}")

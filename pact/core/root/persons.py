@@ -61,6 +61,12 @@ class Persons:
         new = f"{self._count:x}.{self._mac(self._count, head['person'], made_s)}.{made_s:x}"
         return {"v": 1, "root": self._seals.id, "challenge": new}
 
+    def came_before(self, head: Head) -> bool:
+        """Whether this request is being answered already: whoever carries it has told it twice. A refusal would be
+        taken for the answer."""
+        asker = self._askers.get((head["client"], head["id"]))
+        return asker is not None and bool(asker.seal) and hmac.compare_digest(asker.seal, head["seal"])
+
     def authenticated(self, head: Head, body: bytes) -> Head:
         """The head with the caller that its seal proves. Raises DeniedError or ConflictError; then nothing is done."""
         if not head["seal"]:

@@ -151,6 +151,9 @@ class Root(Term):
                 if head["op"] == CHALLENGE:
                     self.questions.reply(Envelope.of(head), 0, result=self.persons.challenge(head))
                     return
+                if self.persons.came_before(head):
+                    self.refuse("a request that came twice")
+                    return
                 head = self.persons.authenticated(head, message.body)
             except PactError as exc:
                 self.questions.reply(Envelope.of(head), exc.exit_code, exc.message, exc.hint)

@@ -104,7 +104,8 @@ class Calls:
     def __init__(
         self, begun: Iterable[str] = (), *, kept_max: int = CACHED_MAX, kept_bytes_max: int = CACHED_BYTES_MAX
     ) -> None:
-        self.kept: Kept[Key] = Kept(kept_max, kept_bytes_max)
+        self.kept: Kept[Key] = Kept(kept_max, kept_bytes_max)  # of administrators and the root
+        self.kept_of_others: Kept[Key] = Kept(kept_max, kept_bytes_max)
         self.running: dict[Key, str] = {}  # and whose, as in ``take``
         self.put_off: deque[Message] = deque()  # calls of people who have used up their share of time
         self._begun = dict.fromkeys(begun)
@@ -117,25 +118,29 @@ class Calls:
         be replaced by another one. ``spent``: the caller has used up its share of time. ``late_s``: it was held back on
         the way for at least so long. Returns the answer if there is one already.
         """
-        kept = self.kept.get(key)
+        kept = self.kept.get(key) or self.kept_of_others.get(key)
         if kept is not None:
             return kept
         if key in self.running:
             return Fate.WAITS
         if replaced:
-            return self.done(key, refusal(EXIT_CONFLICT, "this root has been replaced", "repeat the command"))
+            return self.done(key, refusal(EXIT_CONFLICT, "this root has been replaced", "repeat the command"), who)
         begun = self._begun if op in ONCE else self._begun_here
         if op in ONCE_A_START and name_of(key) in begun:  # T14: whoever carries calls may tell one again
             why = "this was begun before, and its answer is lost; it is not done twice"
-            return self.done(key, refusal(EXIT_UNREACHABLE, why, "pact log says what was done"))
+            return self.done(key, refusal(EXIT_UNREACHABLE, why, "pact log says what was done"), who)
         if late_s:  # T16: whoever asked was told that there is no answer, and may have done something else since
             why = f"it was held back for {late_s} s on the way to this node; nothing was done"
-            return self.done(key, refusal(EXIT_UNREACHABLE, why, "an aggregator that it came through stands still"))
+            return self.done(
+                key, refusal(EXIT_UNREACHABLE, why, "an aggregator that it came through stands still"), who
+            )
         under_way = [*self.running.values(), *(who_asks(m.head) for m in self.put_off)]
         alike = sum(bool(w) == bool(who) for w in under_way)
         if alike >= RUNNING_MAX or (who and under_way.count(who) >= RUNNING_EACH_MAX):
             many = RUNNING_MAX if alike >= RUNNING_MAX else f"{RUNNING_EACH_MAX} of your"
-            return self.done(key, refusal(EXIT_UNREACHABLE, f"{many} commands are under way here", "repeat it later"))
+            return self.done(
+                key, refusal(EXIT_UNREACHABLE, f"{many} commands are under way here", "repeat it later"), who
+            )
         if spent:
             return Fate.LATER
         if op in ONCE_A_START:
@@ -145,13 +150,14 @@ class Calls:
         self.running[key] = who
         return Fate.BEGINS
 
-    def done(self, key: Key, body: bytes) -> bytes:
-        """Keep the answer of a call. Returns the answer to send: its size is limited."""
-        self.running.pop(key, None)
+    def done(self, key: Key, body: bytes, who: str = "") -> bytes:
+        """Keep the answer of a call; ``who``: of one that was never begun, as in ``take``. Returns the answer to send:
+        its size is limited."""
+        who = self.running.pop(key, who)
         if len(body) > ANSWER_MAX:
             why, hint = f"the answer has {len(body)} bytes", "ask for less, or on the node itself"
             body = refusal(EXIT_FAILED, why, hint)
-        self.kept.put(key, body)
+        (self.kept_of_others if who else self.kept).put(key, body, who)
         return body
 
 
