@@ -28,8 +28,12 @@ SOCKET_VIEWERS_MAX: Final = 64  # viewers must leave places to people who have t
 SOCKET_SILENT_S: Final = 10.0
 TREE_CLIENTS_MAX: Final = 4096  # people's connections below one aggregator
 TREE_CLIENTS_EACH_MAX: Final = 16  # of one key
+TREE_CLIENTS_ADMIN: Final = 256  # of these places, only for administrators
 TREE_CONNECTIONS_EACH_MAX: Final = 128  # of one key at one aggregator
 TREE_UNREAD_MAX: Final = 64 << 20  # sent to all connections of one key at one aggregator, and not read
+UNREAD_ALL_MAX: Final = (
+    1 << 30
+)  # sent by one process to all keys that are no administrator's or aggregator's, and not read
 PUBLIC_CONNECTIONS_EACH_MAX: Final = 1000  # of one key at each public port
 REPLAY_UNREAD_EACH_MAX: Final = 4 << 20  # of missed events that one connection has not read; it gets no more
 SILENT_CONNECTIONS_MAX: Final = 256  # of one host at one port, of which nothing was heard yet

@@ -58,7 +58,8 @@ def holders(tmp_path: Path, *names: str, prepare: str = "") -> list[Any]:
     )
     assert done.returncode == 0, done.stderr.decode()
     found, mounted = map(json.loads, done.stdout.splitlines())
-    assert mounted == (["o", "o/i"] if "umount" in prepare else ["o", "o/i", "o/i/k"]), "asking unmounts nothing"
+    gone = "'umount'" in prepare
+    assert mounted == (["o", "o/i"] if gone else ["o", "o/i", "o/i/k"]), "asking unmounts nothing"
     return list(found)
 
 
@@ -91,3 +92,25 @@ def test_where_the_kernel_cannot_be_asked_about_an_inner_one_an_unread_process_c
     prepare = "from pact.resources.kinds import mount; mount.expire_says_busy = lambda path: None"
     found = holders(tmp_path, "o/i/k", "o/i", "o", prepare=prepare)
     assert {(h[0], h[1]) for h in found} == {("o/i/k", "unknown"), ("o/i", "unknown"), ("o", "unknown")}
+
+
+BOUND = """
+import atexit
+make = "umount o/i/k && mount -t tmpfs other o/i/k && exec {python} -c 'import socket, time; s = socket.socket(1); s.bind(\\"{name}\\"); print(flush=True); time.sleep(99)'"
+words = [*{apart}, "sh", "-c", make]
+p = subprocess.Popen(words, stdout=subprocess.PIPE)
+atexit.register(p.kill)
+assert p.stdout.readline() == b"\\n"
+"""
+
+
+def test_the_name_of_a_socket_proves_nothing(tmp_path: Path) -> None:
+    """Any account can bind one of any name on a mount of its own; the kernel says on which file system it lies."""
+    bound = {"python": sys.executable, "name": f"{tmp_path}/o/i/k/s"}
+    apart = ["unshare", "--mount", "--propagation", "private"]
+    assert holders(tmp_path, "o/i/k", prepare=BOUND.format(**bound, apart=apart)) == []
+
+
+def test_a_socket_that_lies_there_is_named(tmp_path: Path) -> None:
+    text = f"import socket; s = socket.socket(1); s.bind('{tmp_path}/o/i/k/s')"
+    assert holders(tmp_path, "o/i/k", prepare=text) == [["o/i/k", "socket", 0, f"{tmp_path}/o/i/k/s"]]

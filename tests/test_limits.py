@@ -56,16 +56,23 @@ def test_a_limit_stands_in_one_place() -> None:
             assert not found, (path, found)
 
 
-def person(n: int, key: str) -> Child:
-    return Child(b"%d" % n, Peer("ann", "viewer", key), "client", n, "", 0)
+OTHERS = limits.TREE_CLIENTS_MAX - limits.TREE_CLIENTS_ADMIN
+
+
+def person(n: int, key: str, role: str = "viewer") -> Child:
+    return Child(b"%d" % n, Peer("ann", role, key), "client", n, "", 0)
 
 
 @pytest.mark.invariant("S8")
 def test_people_below_an_aggregator_have_so_many_places() -> None:
     clients = Clients("agg")
-    every = [person(n, f"key{n // limits.TREE_CLIENTS_EACH_MAX}") for n in range(limits.TREE_CLIENTS_MAX)]
+    every = [person(n, f"key{n // limits.TREE_CLIENTS_EACH_MAX}") for n in range(OTHERS)]
     assert all(map(clients.enter, every))
     assert not clients.enter(person(10**6, "another"))
+    admins = [person(10**6 + n, f"adm{n}", "admin") for n in range(limits.TREE_CLIENTS_ADMIN + 1)]
+    assert [clients.enter(one) for one in admins].count(True) == limits.TREE_CLIENTS_ADMIN
+    for one in admins[:-1]:
+        clients.leave(one)
     clients.leave(every[0])
     assert not clients.enter(person(10**6, "key1")), "that key has its share"
     assert clients.enter(person(10**6, "key0"))

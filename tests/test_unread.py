@@ -15,7 +15,7 @@ from pact.cluster import unread
 from pact.cluster.unread import Unread
 from pact.core.tree import wire
 from pact.core.tree.directory import Peer
-from pact.limits import TREE_UNREAD_MAX
+from pact.limits import FRAME_MAX, TREE_UNREAD_MAX
 from pact.net.floods import acked_bytes
 
 pytestmark = pytest.mark.invariant("T10")
@@ -124,14 +124,6 @@ def test_all_connections_of_a_key_have_one_share_and_the_worst_is_cut_off(
     assert guard.sent([b"b"], bytes(4 * MEBI)) == [], "what the other had not read counts no more"
 
 
-def test_an_aggregator_may_have_more_under_way(ends: list[tuple[socket.socket, socket.socket]]) -> None:
-    cuts: list[int] = []
-    guard = Unread(cuts.append)
-    guard.came(b"a", ends[0][1].fileno(), Peer("agg", "aggregator", "key"))
-    assert guard.sent([b"a"], bytes(TREE_UNREAD_MAX)) == [] == guard.sent([b"a"], bytes(TREE_UNREAD_MAX))
-    assert guard.sent([b"a"], bytes(TREE_UNREAD_MAX)) == [b"a"]
-
-
 def test_an_administrator_on_a_slow_line_gets_what_ten_thousand_nodes_answer(
     ends: list[tuple[socket.socket, socket.socket]],
 ) -> None:
@@ -163,6 +155,33 @@ def test_who_says_hello_again_owes_what_was_sent_before(ends: list[tuple[socket.
         guard.came(b"a", ours.fileno(), Peer("ann", "viewer", "key"))
         cut += guard.sent([b"a"], bytes(TREE_UNREAD_MAX // 2))
     assert cut == [b"a"] and cuts == [ours.fileno()]
+
+
+def test_many_keys_have_a_share_together(
+    ends: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many keys somebody has."""
+    monkeypatch.setattr(unread, "UNREAD_ALL_MAX", 8 * MEBI)
+    cuts: list[int] = []
+    guard = Unread(cuts.append)
+    for (_, ours), name in zip(ends, ("ann", "bob"), strict=True):
+        guard.came(name.encode(), ours.fileno(), Peer(name, "viewer", name))
+    assert guard.sent([b"bob"], bytes(3 * MEBI)) == [] == guard.sent([b"ann"], bytes(4 * MEBI))
+    assert guard.sent([b"bob"], bytes(2 * MEBI)) == [b"bob"], "for whom most waits"
+    assert guard.sent([b"ann"], bytes(3 * MEBI)) == [], "now there is room"
+    assert cuts == [ends[1][1].fileno()]
+
+
+def test_an_aggregator_gets_the_calls_of_several_administrators_at_once(
+    ends: list[tuple[socket.socket, socket.socket]],
+) -> None:
+    """Each may have 16 MiB, and it reads them one after another."""
+    cuts: list[int] = []
+    guard, (_, ours) = Unread(cuts.append), ends[0]
+    guard.came(b"a", ours.fileno(), Peer("agg", "aggregator", "key"))
+    for _ in range(20):
+        assert guard.sent([b"a"], bytes(FRAME_MAX)) == []
+    assert [over for _ in range(20) for over in guard.sent([b"a"], bytes(FRAME_MAX))] == [b"a"], "not without end"
 
 
 def test_what_could_not_be_sent_waits_nowhere(ends: list[tuple[socket.socket, socket.socket]]) -> None:

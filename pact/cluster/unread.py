@@ -14,11 +14,11 @@ from typing import Final
 
 from pact.core.tree.directory import Peer
 from pact.host.notify import log
-from pact.limits import FRAME_MAX, TREE_UNREAD_MAX
+from pact.limits import FRAME_MAX, TREE_UNREAD_MAX, UNREAD_ALL_MAX
 from pact.net.floods import acked_bytes, connection, travelled
 
-#: More than an aggregator may have under way: the windows of its streams, and a frame.
-AGGREGATOR_MAX: Final = (128 << 20) + 2 * FRAME_MAX
+#: More than an aggregator may have under way: the windows of its streams, and the calls of some administrators at once.
+AGGREGATOR_MAX: Final = (128 << 20) + 24 * FRAME_MAX
 #: Who asks ten thousand nodes over a slow line gets their answers faster than the line takes them.
 ADMIN_MAX: Final = 512 << 20
 #: Shorter messages are not counted: their number is bounded.
@@ -49,6 +49,7 @@ class Unread:
         self._children: dict[bytes, _Child] = {}
         self._fds: dict[int, bytes] = {}  # connection -> routing id: at most as many as there are descriptors
         self._of: Counter[str] = Counter()  # key -> bytes that wait
+        self._all = 0  # bytes that wait for all people but administrators
 
     def came(self, rid: bytes, fd: int, peer: Peer) -> None:
         """A connection has said hello. What waits for it goes on to count if it has said so before."""
@@ -87,12 +88,20 @@ class Unread:
         child = self._children.get(rid)
         if child is None:
             return []
-        child.waiting += size
         child.since += size
-        self._of[child.key] += size
-        if child.since < LOOK_BYTES or self._look(child) <= child.most:
+        self._waits(child, size)
+        if child.since < LOOK_BYTES:
             return []
-        return self._end_one(child.key, child.most)
+        if self._look(child) > child.most:
+            return self._end_one(child.key, child.most)
+        return self._end_worst() if self._all > UNREAD_ALL_MAX else []
+
+    def _waits(self, child: _Child, size: int) -> None:
+        """So much more, or less, waits for it."""
+        child.waiting += size
+        self._of[child.key] += size
+        if child.most == TREE_UNREAD_MAX:
+            self._all += size
 
     def _look(self, child: _Child) -> int:
         """What waits for all connections with its key."""
@@ -102,8 +111,7 @@ class Unread:
         else:
             read = min(child.waiting, acked - child.acked)
             child.acked, child.since = acked, 0
-            child.waiting -= read
-            self._of[child.key] -= read
+            self._waits(child, -read)
         return self._of[child.key]
 
     def _end_one(self, key: str, most: int) -> list[bytes]:
@@ -111,8 +119,19 @@ class Unread:
         mine = [c for c in self._children.values() if c.key == key]
         for child in mine:
             self._look(child)
-        if self._of[key] <= most:
+        return self._end(mine) if self._of[key] > most else []
+
+    def _end_worst(self) -> list[bytes]:
+        """Too much waits for all together, whatever the number of keys: of the one for which most waits."""
+        theirs = [c for c in self._children.values() if c.most == TREE_UNREAD_MAX]
+        for child in theirs:
+            self._look(child)
+        if self._all <= UNREAD_ALL_MAX:
             return []
+        key = max({c.key for c in theirs}, key=lambda k: self._of[k])
+        return self._end([c for c in theirs if c.key == key])
+
+    def _end(self, mine: Collection[_Child]) -> list[bytes]:
         worst = max(mine, key=lambda c: c.waiting)
         self._forget(worst.rid)
         self._cut(worst.which[0])
@@ -123,6 +142,6 @@ class Unread:
         child = self._children.pop(rid, None) if rid is not None else None
         if child is not None:
             self._fds.pop(child.which[0], None)
-            self._of[child.key] -= child.waiting
+            self._waits(child, -child.waiting)
             if not self._of[child.key]:
                 del self._of[child.key]

@@ -14,7 +14,14 @@ from pact.core.tree.directory import Child
 from pact.core.tree.outbox import Up
 from pact.core.tree.wire import Head, Message
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
-from pact.limits import NODE_SET_MAX, REQUEST_MAX, TREE_CLIENTS_EACH_MAX, TREE_CLIENTS_MAX, TREE_REQUESTS_MAX
+from pact.limits import (
+    NODE_SET_MAX,
+    REQUEST_MAX,
+    TREE_CLIENTS_ADMIN,
+    TREE_CLIENTS_EACH_MAX,
+    TREE_CLIENTS_MAX,
+    TREE_REQUESTS_MAX,
+)
 
 CLIENT: Final = "client"
 
@@ -67,14 +74,18 @@ class Clients:
         self._turns: dict[str, Turn] = {}
 
     def enter(self, child: Child) -> bool:
-        """Begin a session. Returns False if its key has too many."""
+        """Begin a session. Returns False if its key has too many, or all have."""
         name = f"{self._relay}:{child.session:x}"
         same = sum(c.child.peer.key == child.peer.key for c in self._clients.values() if c.child.role == CLIENT)
-        if name in self._clients or same >= TREE_CLIENTS_EACH_MAX or len(self._clients) >= TREE_CLIENTS_MAX:
+        if name in self._clients or same >= TREE_CLIENTS_EACH_MAX or not self._room(child.peer.role):
             return False
         child.client = name
         self._clients[name] = _Client(child)
         return True
+
+    def _room(self, role: str) -> bool:
+        """Whether there is a place: whoever has many keys keeps no administrator out."""
+        return len(self._clients) < TREE_CLIENTS_MAX - (TREE_CLIENTS_ADMIN if role != "admin" else 0)
 
     def leave(self, child: Child) -> list[Up]:
         """A client, or an aggregator with clients below, has gone: nobody waits for its requests any more."""
@@ -102,7 +113,7 @@ class Clients:
         else:  # its caller was filled in by another relay
             head = {**head, "direct": False}
         client = self._clients.get(head[CLIENT])
-        if client is None and head[CLIENT] and len(self._clients) < TREE_CLIENTS_MAX:
+        if client is None and head[CLIENT] and self._room(head["caller"]["role"]):
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None

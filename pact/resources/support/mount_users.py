@@ -23,6 +23,7 @@ from pact.observe.mountinfo import MountEntry, parse_mountinfo, read_mounts
 from pact.resources.support.loops import loops
 from pact.resources.support.loose import LOOSE, MARKED, mounted, touch
 from pact.resources.support.mount_table import Stacks, under
+from pact.resources.support.peers import bound_sockets
 
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
 ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})
@@ -132,7 +133,9 @@ def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
     for path in _first_column("/proc/swaps")[1:]:
         if under(path, point):
             out.append(Holder(resource, 0, "unknown", encode_name(path) + " (swap)"))
-    out += [Holder(resource, 0, "socket", encode_name(p)) for p in _socket_paths() if under(p, point)]
+    device = (entry.major, entry.minor)
+    found = [p for p, there in _sockets() if under(p, point) and there in (None, device)]
+    out += [Holder(resource, 0, "socket", encode_name(p)) for p in found]
     return out + Copies(entry).left_behind(resource)
 
 
@@ -144,14 +147,19 @@ def _first_column(path: str) -> list[bytes]:
         return []
 
 
-def _socket_paths() -> list[bytes]:
-    """Bound AF_UNIX sockets of this network namespace."""
+def _sockets() -> Sequence[tuple[bytes, tuple[int, int] | None]]:
+    """Bound AF_UNIX sockets of this network namespace, and the device of the file system that has each. The text of a
+    name proves nothing: any account can bind one of any name, on a mount of its own."""
+    try:
+        return bound_sockets()
+    except OSError:
+        pass
     try:
         with open("/proc/net/unix", "rb") as f:
             rows = [line.rstrip(b"\n").split(None, 7) for line in f][1:]
     except OSError:
         return []
-    return [row[7] for row in rows if len(row) == 8 and row[7].startswith(b"/")]
+    return [(row[7], None) for row in rows if len(row) == 8 and row[7].startswith(b"/")]
 
 
 # -- copies ---------------------------------------------------------------------------------------------------------

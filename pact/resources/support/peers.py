@@ -22,8 +22,9 @@ SOCK_DIAG: Final = 4
 BY_FAMILY: Final = 20
 DUMP: Final = 0x301
 DONE, ERROR = 3, 2
-SHOW: Final = 1 | 4  # names and peers
-NAME, PEER = 0, 2
+SHOW_NAMES, SHOW_FILES, SHOW_PEERS = 1, 2, 4
+NAME, FILE, PEER = 0, 1, 2
+MINOR_BITS: Final = 20  # of a device's number inside the kernel
 ANSWER_S: Final = 5.0
 
 
@@ -114,35 +115,59 @@ def unix_sockets() -> tuple[dict[int, str], dict[int, int]]:
     named: dict[int, str] = {}
     peers: dict[int, int] = {}
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, SOCK_DIAG) as link:
-            link.settimeout(ANSWER_S)
-            ask = struct.pack("=BBHIIIQ", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, SHOW, 0xFFFFFFFFFFFFFFFF)
-            link.send(struct.pack("=IHHII", 16 + len(ask), BY_FAMILY, DUMP, 1, 0) + ask)
-            while _take(link.recv(1 << 18), named, peers):
-                pass
+        for inode, said in _told(SHOW_NAMES | SHOW_PEERS):
+            if NAME in said:
+                name = said[NAME].rstrip(b"\0").replace(b"\0", b"@")
+                named[inode] = name.decode("utf-8", "backslashreplace")
+            if len(said.get(PEER, b"")) == 4:
+                peers[inode] = struct.unpack("=I", said[PEER])[0]
     except OSError:
         pass
     return named, peers
 
 
-def _take(data: bytes, named: dict[int, str], peers: dict[int, int]) -> bool:
-    """Take in one datagram. Returns False at the end."""
+def bound_sockets() -> list[tuple[bytes, tuple[int, int]]]:
+    """The UNIX sockets of this network namespace that are files: the name with which each was bound, and the device
+    (major, minor) of the file system that has it. The name is its owner's: in a mount namespace of one's own it may be
+    any. Raises OSError if the kernel does not tell."""
+    out = []
+    for _, said in _told(SHOW_NAMES | SHOW_FILES):
+        if len(said.get(FILE, b"")) == 8 and NAME in said:
+            (device,) = struct.unpack_from("=I", said[FILE], 4)
+            out.append((said[NAME].rstrip(b"\0"), (device >> MINOR_BITS, device & (1 << MINOR_BITS) - 1)))
+    return out
+
+
+def _told(show: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Each UNIX socket's inode, and what the kernel tells of it. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, SOCK_DIAG) as link:
+        link.settimeout(ANSWER_S)
+        ask = struct.pack("=BBHIIIQ", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, show, 0xFFFFFFFFFFFFFFFF)
+        link.send(struct.pack("=IHHII", 16 + len(ask), BY_FAMILY, DUMP, 1, 0) + ask)
+        more = True
+        while more:
+            found: list[tuple[int, dict[int, bytes]]] = []
+            more = _take(link.recv(1 << 18), found)
+            yield from found
+
+
+def _take(data: bytes, found: list[tuple[int, dict[int, bytes]]]) -> bool:
+    """Take in one datagram. Returns False at the end. Raises OSError if the kernel does not tell."""
     at = 0
     while at + 16 <= len(data):
         size, kind = struct.unpack_from("=IH", data, at)
-        if kind in (DONE, ERROR) or size < 16:
+        if kind == ERROR:
+            raise OSError("the kernel does not tell of UNIX sockets")
+        if kind == DONE or size < 16:
             return False
         (inode,) = struct.unpack_from("=I", data, at + 20)
-        attr, end = at + 32, min(at + size, len(data))
+        attr, end, said = at + 32, min(at + size, len(data)), dict[int, bytes]()
         while attr + 4 <= end:
             width, what = struct.unpack_from("=HH", data, attr)
             if width < 4:
                 break
-            value = data[attr + 4 : attr + width]
-            if what == NAME:
-                named[inode] = value.rstrip(b"\0").replace(b"\0", b"@").decode("utf-8", "backslashreplace")
-            elif what == PEER and len(value) == 4:
-                peers[inode] = struct.unpack("=I", value)[0]
+            said[what] = data[attr + 4 : attr + width]
             attr += width + -width % 4
+        found.append((inode, said))
         at += size + -size % 4
     return bool(data)
