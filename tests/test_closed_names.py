@@ -31,6 +31,18 @@ def test_what_only_begins_like_one_stays() -> None:
         assert hidden(text) == text and NAMES.within([text]) == set()
 
 
+def test_another_path_that_ends_like_one_stays() -> None:
+    for text in (
+        "file:/chroot/root/plan",
+        "/chroot/root/plan",
+        "service:/chroot/root/plan.txt",
+        "/root/plan/root/plan",
+    ):
+        assert hidden({"a": [text]}) == {"a": [text]} and NAMES.within([text]) == set()
+    assert hidden("/root/plan~") == "<0>~" and hidden("file:/root/plan.new.1") == "file:<0>.new.1"
+    assert hidden("file:/chroot/root/plan b/x y") != "file:/chroot/root/plan b/x y", "it may be a text with that name"
+
+
 def test_nothing_is_hidden_where_there_are_no_names() -> None:
     assert not Names() and Names().within({"a": "/root/plan"}) == set()
     assert Names().replaced("/root/plan", str) == "/root/plan"

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 #: A name ends where no letter or digit goes on with it, and where it is not the directory of another name.
 _STOP: Final = re.compile(r"[^\w/-]|$")
+#: A text that is nothing but a path or the id of one: another path that ends like a hidden one is another one.
+_PATH: Final = re.compile(r"(?:[a-z]+:)?(/[\w/.@%+=,~-]*)")
 DIRECTORIES_MAX: Final = 16
 
 
@@ -86,9 +88,10 @@ class Names:
         above = self._above
         if "/" not in text or (len(above) <= DIRECTORIES_MAX and not any(a in text for a in above)):
             return ()
-        begins = [m.start() for m in re.finditer("/", text)]
+        whole = _PATH.fullmatch(text)
+        begins = [whole.start(1)] if whole is not None else [m.start() for m in re.finditer("/", text)]
         ends = [m.start() for m in _STOP.finditer(text, begins[0])]
-        if len(begins) * len(ends) > len(self._resources):
+        if whole is None and len(begins) * len(ends) > len(self._resources):
             found = {n for n in self._resources if n in text and _without(text, n, "") != text}
         else:
             found = {text[a:b] for a in begins for b in ends if b - a in self._lengths} & self._resources.keys()
