@@ -29,6 +29,7 @@ SOCKET_SILENT_S: Final = 10.0
 TREE_CLIENTS_MAX: Final = 4096  # people's connections below one aggregator
 TREE_CLIENTS_EACH_MAX: Final = 16  # of one key
 TREE_CLIENTS_ADMIN: Final = 256  # of these places, only for administrators
+TREE_CLIENTS_BEYOND_MAX: Final = 2000  # people below one other aggregator who wait for something
 TREE_CONNECTIONS_EACH_MAX: Final = 128  # of one key at one aggregator
 TREE_UNREAD_MAX: Final = 64 << 20  # sent to all connections of one key at one aggregator, and not read
 UNREAD_ALL_MAX: Final = (

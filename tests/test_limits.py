@@ -83,6 +83,29 @@ def test_people_below_an_aggregator_have_so_many_places() -> None:
     assert all(isinstance(x, Up) for x in asked[:-1]) and not isinstance(asked[-1], Up)
 
 
+@pytest.mark.invariant("S8")
+def test_people_below_another_aggregator_have_a_place_while_they_wait() -> None:
+    """Each command is another client, and nobody says to those above that one has left: after 4,096 commands a root took
+    no more, of anybody."""
+    clients, caller = Clients("root"), {"user": "u", "role": "viewer", "via": "cluster"}
+    agg, rogue = (Child(name.encode(), Peer(name, "aggregator", name), "aggregator", 1, "", 0) for name in ("a", "b"))
+
+    def asks(child: Child, n: int) -> object:
+        head = {"client": f"{child.name}:{n}", "id": 1, "op": "status", "nodes": None, "caller": caller}
+        return clients.request(child, message("request", {**head, "timeout_ms": 1}, b"{}"), "")
+
+    for n in range(2 * limits.TREE_CLIENTS_MAX):
+        assert isinstance(asks(agg, n), Up)
+        done = clients.down(message("result", {"client": f"a:{n}", "id": 1}))
+        assert done is not None and done[0] is agg
+    assert clients.enter(person(10**6, "direct"))
+    held = [asks(rogue, n) for n in range(limits.TREE_CLIENTS_BEYOND_MAX + 1)]
+    assert isinstance(held[-2], Up) and not isinstance(held[-1], Up), "it takes no more, whatever it says of them"
+    assert isinstance(asks(agg, 10**6), Up) and clients.enter(person(10**6 + 1, "direct"))
+    assert len(clients.cancel(rogue, {"client": "b:0", "id": 1})) == 1
+    assert isinstance(asks(rogue, 10**6), Up)
+
+
 @pytest.mark.invariant("T9")
 def test_a_record_that_is_too_long_is_not_carried() -> None:
     bench = Bench()

@@ -18,6 +18,7 @@ from pact.limits import (
     NODE_SET_MAX,
     REQUEST_MAX,
     TREE_CLIENTS_ADMIN,
+    TREE_CLIENTS_BEYOND_MAX,
     TREE_CLIENTS_EACH_MAX,
     TREE_CLIENTS_MAX,
     TREE_REQUESTS_MAX,
@@ -113,7 +114,10 @@ class Clients:
         else:  # its caller was filled in by another relay
             head = {**head, "direct": False}
         client = self._clients.get(head[CLIENT])
-        if client is None and head[CLIENT] and self._room(head["caller"]["role"]):
+        if client is None and head[CLIENT]:
+            same = sum(c.child is child for c in self._clients.values())
+            if same >= TREE_CLIENTS_BEYOND_MAX or not self._room(head["caller"]["role"]):
+                return failed(child, head, "too many people ask at once")
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None
@@ -139,7 +143,13 @@ class Clients:
         if client is None:
             return None
         client.requests.discard(head["id"])
+        self._forget(head[CLIENT], client)
         return failed(client.child, head, why, EXIT_FAILED)
+
+    def _forget(self, name: str, client: _Client) -> None:
+        """Of somebody below another aggregator nothing is kept between requests: nobody says here that he has left."""
+        if client.child.role != CLIENT and not client.requests and not client.streams:
+            self._clients.pop(name, None)
 
     def cancel(self, child: Child, head: Head) -> list[Up]:
         name = child.client or head[CLIENT]
@@ -150,6 +160,7 @@ class Clients:
             return []
         client.requests.discard(head["id"])
         self._turns.pop(client.streams.pop(head["id"], ""), None)
+        self._forget(name, client)
         return [Up("cancel", {"id": head["id"], CLIENT: name})]
 
     def settled(self, head: Head) -> Child | None:
@@ -159,16 +170,18 @@ class Clients:
             return None
         del client.streams[head["id"]]
         self._turns.pop(head["call"], None)
+        self._forget(head[CLIENT], client)
         return client.child
 
     def lost(self) -> list[Result]:
         """The way to the root is lost: open requests fail."""
         out = []
-        for name, client in self._clients.items():
+        for name, client in list(self._clients.items()):
             why = "the way to the root was lost; what was asked may still be done"
             out += [failed(client.child, {CLIENT: name, "id": i}, why) for i in sorted(client.requests)]
             client.requests.clear()
             client.streams.clear()
+            self._forget(name, client)
         self._turns.clear()
         return out
 
@@ -233,4 +246,5 @@ class Clients:
             return None
         if message.kind == "result":
             client.requests.discard(head["id"])
+            self._forget(head[CLIENT], client)
         return client.child, {**head, CLIENT: ""} if client.child.role == CLIENT else head
