@@ -199,6 +199,18 @@ def test_equal_answers_are_merged_with_their_seals_and_a_liar_spoils_them_only_t
     assert [n for (n,), body, seal in alone if not w.root.answers([n], "5.1", body, seal)] == ([liar] if liar else [])
 
 
+@pytest.mark.invariant("K2")
+def test_the_hash_of_an_acknowledgement_has_a_seal_of_its_own() -> None:
+    """A relay of the last version passes on the rest without it; nobody can put another hash in its place."""
+    w = World()
+    node, row, term = w.nodes["n0"], ["n0", "i", 5, False], (5, "term1")
+    (seal,), (said,) = w.root.acks([row]), w.root.hashes([row], ["ab" * 32])
+    assert node.acked(*term, row, seal) and node.hashed(*term, row, said) == "ab" * 16
+    assert node.hashed(*term, row, "cd" * 16 + said[seals.HASH_CHARS :]) == "" == node.hashed(*term, row, "")
+    assert node.hashed(*term, ["n0", "i", 6, False], said) == "" and not node.acked(*term, row, said[-20:])
+    assert w.root.hashes([["old", "i", 1, False], row], ["ab" * 32, ""]) == ["ab" * 16, ""]
+
+
 def test_sealed_and_unsealed_answers_are_not_merged() -> None:
     calls = Calls()
     call = calls.begin(wire.message("call", {**World().head(), "nodes": None, "timeout_ms": 9}, b"{}"), 0)
