@@ -38,8 +38,12 @@ def made(top: Path, rng: random.Random) -> list[str]:
         path.write_bytes(rng.randbytes(size))
         path.chmod(rng.choice([0, 0o600, 0o644, 0o4755, 0o7777]))
         os.chown(path, rng.choice([0, 1, 54321]), rng.choice([0, 1, 54321]))
-        if rng.random() < 0.2:
-            os.setxattr(path, "user.note", b"x")
+        for count in range(rng.choice([0, 0, 0, 1, 2, 8, 9])):
+            os.setxattr(
+                path, f"user.note{rng.randrange(100)}", rng.randbytes(rng.choice([0, 1, 200, 300]) // (count + 1))
+            )
+        if rng.random() < 0.1:
+            os.setxattr(path, rng.choice(["user.\xe4", "security.selinux", "trusted.overlay.x"]), b"label\0")
         os.utime(path, ns=(rng.randrange(1 << 60), rng.randrange(1 << 60)))
         leaves.append(path.name)
     (top / "directory").mkdir()
@@ -73,7 +77,7 @@ def test_flags_are_seen_in_one_turn(letters: str, tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_only_a_small_regular_file_without_attributes_is_read_in_one_turn(tmp_path: Path) -> None:
+def test_only_a_small_regular_file_is_read_in_one_turn(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "file").write_bytes(b"x" * 10)
@@ -85,7 +89,10 @@ def test_only_a_small_regular_file_without_attributes_is_read_in_one_turn(tmp_pa
             assert syscalls.look_small(dirfd, leaf, SMALL) is None
         assert syscalls.look_small(dirfd, b"file", 9) is None
         found = syscalls.look_small(dirfd, b"file", 10)
-        assert found is not None and found[3] == b"x" * 10 and found[5]
+        assert found is not None and found[3] == b"x" * 10 and found[5] and found[7] == []
+        os.setxattr(tmp_path / "file", "security.selinux", b"system_u:object_r:etc_t:s0\0")
+        labelled = syscalls.look_small(dirfd, b"file", 10)
+        assert labelled is not None and labelled[7] == [(b"security.selinux", b"system_u:object_r:etc_t:s0\0")]
         for leaf in (b"fifo", b"."):
             with pytest.raises(OSError, match="Invalid argument"):
                 syscalls.open_regular(dirfd, leaf)

@@ -15,8 +15,8 @@ def unlink_unchanged(
 def open_regular(dirfd: int, leaf: bytes) -> int: ...
 
 #: Mode, uid, gid, content, inode flags, whether its status stayed the same, and the status: dev, ino, size, mtime_ns,
-#: ctime_ns.
-Small = tuple[int, int, int, bytes, int, bool, tuple[int, int, int, int, int]]
+#: ctime_ns; and the extended attributes.
+Small = tuple[int, int, int, bytes, int, bool, tuple[int, int, int, int, int], list[tuple[bytes, bytes]]]
 
 def look_small(dirfd: int, leaf: bytes, most: int) -> Small | None: ...
 def ask_lease(fd: int) -> int: ...

@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
+from libc.string cimport memset, strlen
 
 cdef extern from *:
     """
@@ -24,6 +24,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <stdio.h>
     #include <stdlib.h>
+    #include <string.h>
     #include <malloc.h>
     #include <sys/ioctl.h>
     #include <sys/mount.h>
@@ -168,7 +169,11 @@ cdef extern from *:
         errno = why;
         return fd;
     }
+    #define PACT_ATTRS 8
     struct pact_looked {
+        char names[512], values[2048]; /* of extended attributes, one behind the other */
+        size_t value_size[PACT_ATTRS];
+        int attrs;
         unsigned mode, uid, gid;
         uint64_t dev, ino, size;
         int64_t mtime_ns, ctime_ns;
@@ -177,6 +182,24 @@ cdef extern from *:
         size_t got;
         char *content;
     };
+    /* Whether all attributes are told: few and small ones, such as a label of SELinux. */
+    static int pact_attrs(int fd, struct pact_looked *out) {
+        size_t at, used = 0;
+        ssize_t n = flistxattr(fd, out->names, sizeof out->names), got;
+        out->attrs = 0;
+        if (n < 0)
+            return errno == ENOTSUP || errno == ENODATA;
+        for (at = 0; at < (size_t)n; at += strlen(out->names + at) + 1) {
+            if (out->attrs == PACT_ATTRS)
+                return 0;
+            got = fgetxattr(fd, out->names + at, out->values + used, sizeof out->values - used);
+            if (got < 0)
+                return 0;
+            out->value_size[out->attrs++] = (size_t)got;
+            used += (size_t)got;
+        }
+        return 1;
+    }
     static int64_t pact_ns(const struct timespec *t) { return t->tv_sec * 1000000000LL + t->tv_nsec; }
     /* 1: all of a small regular file was read; ``content`` is for the caller to free. 0: it is none, or there is more
        to say of it, or something failed: whoever asked looks step by step. */
@@ -204,7 +227,7 @@ cdef extern from *:
                 goto end;
             out->got += (size_t)got;
         }
-        if (out->got == room || flistxattr(fd, NULL, 0) > 0)
+        if (out->got == room || !pact_attrs(fd, out))
             goto end;
         out->flags = ioctl(fd, FS_IOC_GETFLAGS, bits) ? 0 : bits[0] & 0xffffffffL;
         if (fstat(fd, &after))
@@ -275,6 +298,10 @@ cdef extern from *:
     int pact_unlink_unchanged(int dfd, const char *name, const int64_t *seen) nogil
     int pact_open_regular(int dfd, const char *name) nogil
     struct pact_looked:
+        char *names
+        char *values
+        size_t *value_size
+        int attrs
         unsigned mode
         unsigned uid
         unsigned gid
@@ -409,11 +436,12 @@ def open_regular(int dirfd, bytes leaf):
 
 
 def look_small(int dirfd, bytes leaf, size_t most):
-    """All that there is to see of a regular file with at most ``most`` bytes and without extended attributes, in one
-    turn: mode, uid, gid, content, inode flags, whether its status was the same after it was read, and the status: dev,
-    ino, size, and the times of the last write and the last change in ns.
+    """All that there is to see of a regular file with at most ``most`` bytes, in one turn: mode, uid, gid, content, inode
+    flags, whether its status was the same after it was read, the status (dev, ino, size, and the times of the last
+    write and the last change in ns), and its extended attributes, a pair of bytes each.
 
-    None for everything else: what is empty, larger, has attributes, grows, or cannot be read. Never raises OSError.
+    None for everything else: what is empty, larger, has many or large attributes, grows, or cannot be read. Never
+    raises OSError.
     """
     cdef const char *text = leaf
     cdef pact_looked out
@@ -427,7 +455,15 @@ def look_small(int dirfd, bytes leaf, size_t most):
     finally:
         free(out.content)
     status = out.dev, out.ino, out.size, out.mtime_ns, out.ctime_ns
-    return out.mode, out.uid, out.gid, content, out.flags, bool(out.same), status
+    cdef const char *name = out.names
+    cdef const char *value = out.values
+    cdef int n
+    attrs = []
+    for n in range(out.attrs):
+        attrs.append((<bytes>name, PyBytes_FromStringAndSize(value, <Py_ssize_t>out.value_size[n])))
+        name += strlen(name) + 1
+        value += out.value_size[n]
+    return out.mode, out.uid, out.gid, content, out.flags, bool(out.same), status, attrs
 
 
 def ask_lease(int fd):
