@@ -24,6 +24,7 @@ LONG = {
     "pact/_fast/wheel.pyx": "one data structure; its fields are private to it",
     "pact/_fast/handles.pyx": "one scan of /proc; splitting it would put a call into the inner loop",
     "pact/_fast/files.pyx": "one table of files and its scan",
+    "pact/_fast/syscalls.pyx": "calls of the kernel that nothing else has; a second module would cost every agent memory",
     "pact/_fast/reference.py": "the naive twins of all kernels, side by side",
     "pact/core/tree/relay.py": "one handler for each message of either side; its tables are files of their own",
 }
