@@ -436,9 +436,9 @@ def open_regular(int dirfd, bytes leaf):
 
 
 def look_small(int dirfd, bytes leaf, size_t most):
-    """All that there is to see of a regular file with at most ``most`` bytes, in one turn: mode, uid, gid, content, inode
-    flags, whether its status was the same after it was read, the status (dev, ino, size, and the times of the last
-    write and the last change in ns), and its extended attributes, a pair of bytes each.
+    """All that there is to see of a regular file with at most ``most`` bytes, in one turn: mode, uid, gid, content,
+    inode flags, whether its status was the same after it was read, the status (dev, ino, size, and the times of the
+    last write and the last change in ns), and its extended attributes, a pair of bytes each.
 
     None for everything else: what is empty, larger, has many or large attributes, grows, or cannot be read. Never
     raises OSError.
@@ -467,8 +467,8 @@ def look_small(int dirfd, bytes leaf, size_t most):
 
 
 def ask_lease(int fd):
-    """Ask for a write lease on an open regular file, and give it back at once. Returns 0 if the kernel granted it, which
-    it does only if nobody else has the file open; EAGAIN if somebody has; another errno where there are no leases."""
+    """Ask for a write lease on an open regular file, and give it back at once. Returns 0 if the kernel granted it: it
+    does so only if nobody else has the file open; EAGAIN if somebody has; another errno where there are no leases."""
     cdef int said
     with nogil:
         said = pact_ask_lease(fd)
