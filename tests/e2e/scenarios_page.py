@@ -14,6 +14,7 @@ from scenarios import CONF, Site, apply, build, main, ok, scenario, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from netsite import SiteError
 from page_kit import chromium
 
 LATE_S = 1.0
@@ -36,7 +37,11 @@ def cells(opened: Any, state: str) -> list[str]:
 
 def shows(opened: Any, state: str, names: list[str]) -> float:
     """Wait until the map shows exactly these nodes in this state. Returns the time then."""
-    wait_until(lambda: sorted(cells(opened, state)) == names, f"{names} {state}: {opened.inner_text('#map')}", 20)
+    try:
+        wait_until(lambda: sorted(cells(opened, state)) == names, f"{names} {state}", 20)
+    except SiteError as exc:
+        found = opened.eval_on_selector_all("#map i", "all => all.map(c => `${c.dataset.cell}: ${c.className}`)")
+        raise SiteError(f"{exc}; it is {opened.inner_text('#live')}: {found}") from None
     return time.time()
 
 
