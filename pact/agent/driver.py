@@ -61,7 +61,7 @@ from pact.core.ops import Op
 from pact.core.records import Record
 from pact.declared.toml import Ignore
 from pact.errors import DeniedError, JournalError, PactError, StoreFullError, UnreachableError
-from pact.host import clock, garbage
+from pact.host import clock, garbage, sharing
 from pact.host.notify import Notifier, log
 from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
@@ -87,6 +87,7 @@ class Driver(Answering):
         """Take the state directory, read the journal, begin to watch. Raises PactError with the reason."""
         super().__init__()
         syscalls.one_arena()
+        sharing.often()
         self.config = config
         self.journal_error = ""
         self.unrecorded: dict[str, Sighting] = {}

@@ -35,6 +35,7 @@ from pact.core.node.events import (
 from pact.core.node.untracked import undeclarable
 from pact.declared.toml import Ignore
 from pact.errors import JournalError, PactError, UsageError, explained
+from pact.host import sharing
 from pact.host.clock import Clock, boottime_ns
 from pact.host.notify import log
 from pact.journal.blobs import BlobReader
@@ -336,17 +337,18 @@ class Worker:
         fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
         seen: dict[str, Observation] = {}
         touched = {s.id for s in effect.steps} if effect.resumed else set[str]()
-        results = act(
-            effect.steps,
-            self.blobs,
-            resumed=effect.resumed,
-            fixpoint=fixpoint,
-            moved=moved,
-            seen_after=seen,
-            signed=self._signed.pop(effect.job, {}),
-            saves=effect.saves,
-            touched=touched,
-        )
+        with sharing.seldom():
+            results = act(
+                effect.steps,
+                self.blobs,
+                resumed=effect.resumed,
+                fixpoint=fixpoint,
+                moved=moved,
+                seen_after=seen,
+                signed=self._signed.pop(effect.job, {}),
+                saves=effect.saves,
+                touched=touched,
+            )
         said = tell(effect.steps, results, touched, effect.tells)
         others = (r for r in effect.below if self.ignore.match(r) is None)
         sightings = placed(
