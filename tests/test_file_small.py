@@ -62,6 +62,26 @@ def test_one_turn_sees_what_many_see(tmp_path: Path) -> None:
         assert (kept.blobs, kept.known, kept.unkept) == (alike.blobs, alike.known, alike.unkept), leaf
 
 
+@pytest.mark.parametrize("first", [2047, 2048, 2049])
+@pytest.mark.parametrize("second", [0, 1, 200])
+def test_attributes_that_just_fill_their_room_are_seen_as_they_are(first: int, second: int, tmp_path: Path) -> None:
+    """A file's owner chooses their lengths. Asked with no room left, the kernel says a length and writes nothing."""
+    path = tmp_path / "f"
+    path.write_bytes(b"declared")
+    os.setxattr(path, "user.a", b"A" * first)
+    os.setxattr(path, "user.b", b"B" * second)
+    assert looked(tmp_path, "f", small=True) == looked(tmp_path, "f", small=False)
+
+
+@pytest.mark.parametrize("last", [240, 241, 242, 243, 244, 245, 246, 247])
+def test_names_that_just_fill_their_room_are_seen_as_they_are(last: int, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"declared")
+    for name in ("user." + "a" * 250, "user." + "b" * last):
+        os.setxattr(path, name, b"value")
+    assert looked(tmp_path, "f", small=True) == looked(tmp_path, "f", small=False)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="root sets the flags of files")
 @pytest.mark.parametrize("letters", ["i", "a", "ai"])
 def test_flags_are_seen_in_one_turn(letters: str, tmp_path: Path) -> None:

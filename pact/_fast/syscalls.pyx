@@ -184,16 +184,19 @@ cdef extern from *:
     };
     /* Whether all attributes are told: few and small ones, such as a label of SELinux. */
     static int pact_attrs(int fd, struct pact_looked *out) {
-        size_t at, used = 0;
+        size_t at, used = 0, room = sizeof out->values;
         ssize_t n = flistxattr(fd, out->names, sizeof out->names), got;
         out->attrs = 0;
         if (n < 0)
             return errno == ENOTSUP || errno == ENODATA;
+        if (n && out->names[n - 1]) /* a name without an end */
+            return 0;
         for (at = 0; at < (size_t)n; at += strlen(out->names + at) + 1) {
-            if (out->attrs == PACT_ATTRS)
+            /* Where no room is left the kernel would say a size, and write nothing. */
+            if (out->attrs == PACT_ATTRS || used >= room)
                 return 0;
-            got = fgetxattr(fd, out->names + at, out->values + used, sizeof out->values - used);
-            if (got < 0)
+            got = fgetxattr(fd, out->names + at, out->values + used, room - used);
+            if (got < 0 || (size_t)got > room - used)
                 return 0;
             out->value_size[out->attrs++] = (size_t)got;
             used += (size_t)got;
