@@ -65,7 +65,8 @@ class Persons:
         """Whether this request is being answered already: whoever carries it has told it twice. A refusal would be
         taken for the answer."""
         asker = self._askers.get((head["client"], head["id"]))
-        return asker is not None and bool(asker.seal) and hmac.compare_digest(asker.seal, head["seal"])
+        seal = head["seal"].encode("utf-8", "replace")  # any text
+        return asker is not None and bool(asker.seal) and hmac.compare_digest(asker.seal.encode(), seal)
 
     def authenticated(self, head: Head, body: bytes) -> Head:
         """The head with the caller that its seal proves. Raises DeniedError or ConflictError; then nothing is done."""
