@@ -88,8 +88,16 @@ class Lane:
                 work.run()
             except Exception:  # nobody expected it: the rest is done all the same
                 traceback.print_exc()
-                work.broke()
-            work.done.set()
+                self._broke(work)
+            finally:
+                work.done.set()  # whoever waits for it waits no longer, whatever else breaks
+
+    @staticmethod
+    def _broke(work: Work) -> None:
+        try:
+            work.broke()
+        except Exception:  # the disk is gone, too
+            traceback.print_exc()
 
 
 class Work:
@@ -170,8 +178,12 @@ class Row(Work):
         self.begun.clear()
 
     def is_roomy(self) -> bool:
-        """Whether its file systems have so much room that nobody misses what is written ahead."""
-        said = map(os.fstatvfs, self.directories.values())
+        """Whether its file systems have so much room that nobody misses what is written ahead. One that does not say
+        has not: the server of a mount may have gone, which concerns its files alone."""
+        try:
+            said = [os.fstatvfs(fd) for fd in self.directories.values()]
+        except OSError:
+            return False
         return all(
             (not st.f_blocks or st.f_bavail * st.f_frsize >= ROOM_MIN) and (not st.f_files or st.f_favail >= INODES_MIN)
             for st in said
@@ -191,7 +203,7 @@ class Removal(Work):
 
     def broke(self) -> None:
         rows = ((dirfd, left) for dirfd, row in self._lefts.items() for left in row)
-        self.kept = [(dirfd, left, errno.EIO) for dirfd, left in rows if lstat(dirfd, left.aside) is not None]
+        self.kept = [(dirfd, left, errno.EIO) for dirfd, left in rows if _may_be_there(dirfd, left.aside)]
 
 
 def remove(lefts: Lefts) -> Iterator[tuple[int, Left, int]]:
@@ -410,6 +422,13 @@ def _instead(dirfd: int, parent: bytes) -> int:
         return syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except OSError:
         return -1
+
+
+def _may_be_there(dirfd: int, leaf: bytes) -> bool:
+    try:
+        return lstat(dirfd, leaf) is not None
+    except OSError:
+        return True
 
 
 def _drop(dirfd: int, fresh: bytes) -> None:
