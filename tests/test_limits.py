@@ -106,6 +106,24 @@ def test_people_below_another_aggregator_have_a_place_while_they_wait() -> None:
     assert isinstance(asks(rogue, 10**6), Up)
 
 
+@pytest.mark.invariant("S8")
+def test_people_whose_requests_fail_at_once_keep_no_place() -> None:
+    """While there is no way to the root, each command fails: after 2,000 an aggregator's people found no place when the
+    root was there again."""
+    clients, agg = Clients("root"), Child(b"a", Peer("a", "aggregator", "a"), "aggregator", 1, "", 0)
+    head = {"id": 1, "op": "status", "nodes": None, "timeout_ms": 1}
+    caller = {"user": "u", "role": "viewer", "via": "cluster"}
+    wrong = {**head, "nodes": "n" * (limits.NODE_SET_MAX + 1)}
+
+    def asks(n: int, head: dict[str, object], why: str = "") -> object:
+        return clients.request(agg, message("request", {**head, "client": f"a:{n}", "caller": caller}, b"{}"), why)
+
+    for n in range(limits.TREE_CLIENTS_BEYOND_MAX):
+        assert not isinstance(asks(n, head, "there is no way to the root now"), Up)
+        assert not isinstance(asks(-n - 1, wrong), Up)
+    assert isinstance(asks(10**6, head), Up)
+
+
 @pytest.mark.invariant("T9")
 def test_a_record_that_is_too_long_is_not_carried() -> None:
     bench = Bench()

@@ -121,6 +121,15 @@ class Clients:
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None
+        if (failure := self._failure(child, client, message, head, why)) is not None:
+            self._forget(head[CLIENT], client)
+            return failure
+        client.requests.add(head["id"])
+        if head["op"] in ops.STREAMING:
+            client.streams.setdefault(head["id"], "")
+        return Up("request", head, message.body)
+
+    def _failure(self, child: Child, client: _Client, message: Message, head: Head, why: str) -> Result | None:
         # Each relay adds to the head: a head that just fits here would not fit above.
         if len(head["nodes"] or "") > NODE_SET_MAX:
             return failed(child, head, f"a node set of more than {NODE_SET_MAX} characters", EXIT_USAGE)
@@ -131,10 +140,7 @@ class Clients:
             return failed(child, head, why)
         if len(client.requests | client.streams.keys()) >= TREE_REQUESTS_MAX and head["id"] not in client.requests:
             return failed(child, head, f"{TREE_REQUESTS_MAX} requests are under way already")
-        client.requests.add(head["id"])
-        if head["op"] in ops.STREAMING:
-            client.streams.setdefault(head["id"], "")
-        return Up("request", head, message.body)
+        return None
 
     def unsent(self, head: Head, why: str) -> Result | None:
         """A request of this client, or a message to it, does not fit a frame: this failure goes to the client
