@@ -334,6 +334,19 @@ def test_without_seals_required_a_cluster_of_the_last_version_counts() -> None:
     assert isinstance(b.call()[0], CarryOut)
 
 
+@pytest.mark.invariant("K2")
+def test_a_seal_behind_a_hash_is_no_part_of_it() -> None:
+    """It was sealed for an earlier start of the node, which sealed then: what it said of the record is the same."""
+    b = Bench()
+    b.outbox._hash_of = lambda seq: "ab" * 32
+    b.join()
+    head = {"cursors": [["n1", "inc", 2, False]], "fence": 1, "term": "t", "seals": ["s" * 20]}
+    b.hear("ack", {**head, "hashes": ["ab" * 16 + "s" * 20]})
+    assert (b.outbox.acked, b.outbox.forked) == (2, 0)
+    b.hear("ack", {**head, "cursors": [["n1", "inc", 3, False]], "hashes": ["cd" * 16]})
+    assert (b.outbox.acked, b.outbox.forked) == (2, 3)
+
+
 @pytest.mark.invariant("T14")
 def test_a_node_says_hello_to_its_parent_under_a_new_session_now_and_then() -> None:
     """So what its root has sealed for it is not held back for long: see the tests of seals."""
