@@ -20,7 +20,6 @@ from pact.core.plan import Step
 from pact.model import Attrs, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND
-from pact.resources.support import ahead
 from pact.resources.support.ahead import DIRECTORIES_MAX, Ahead
 from pact.resources.support.replace import CHANGED
 
@@ -400,52 +399,6 @@ def test_what_nobody_expected_in_a_thread_holds_nothing_up(
     assert all("input/output" in results[s] for s in failed)
     assert all(p.read_text().startswith("declared") for p in tmp_path.glob("d*/f*"))
     assert "ZeroDivisionError" in capsys.readouterr().err
-
-
-def test_a_thread_whose_disk_is_gone_holds_nothing_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Not even when what puts things in order after that fails, too: whoever waited for it would wait for ever."""
-    steps, blobs = plan(tmp_path, 2)
-    results = dict[str, str]()
-
-    def there(call: Callable[..., object], error: Exception) -> Callable[..., object]:
-        """It breaks in the thread, and only there."""
-
-        def said(*args: object) -> object:
-            if threading.current_thread().name == "pact-ahead":
-                raise error
-            return call(*args)
-
-        return said
-
-    monkeypatch.setattr(ahead, "lstat", there(ahead.lstat, OSError(errno.EIO, os.strerror(errno.EIO))))
-    monkeypatch.setattr(syscalls, "unlink_unchanged", there(syscalls.unlink_unchanged, ZeroDivisionError("nobody")))
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
-    thread = threading.Thread(target=lambda: results.update(act(steps, blobs)), daemon=True)
-    thread.start()
-    thread.join(30)
-    assert not thread.is_alive()
-    assert set(results.values()) == {"", "input/output error"}
-    assert "ZeroDivisionError" in capsys.readouterr().err
-
-
-@pytest.mark.invariant("R5")
-def test_a_file_system_that_does_not_say_how_much_room_it_has_ends_no_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server of a mount has gone since its row was written: the others' files are restored all the same."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
-    steps, blobs = plan(tmp_path, 2)
-
-    def gone(_: int) -> os.statvfs_result:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-    monkeypatch.setattr(os, "fstatvfs", gone)
-    assert act(steps, blobs) == {s.id: "" for s in steps}
-    assert not list(tmp_path.glob("d*/.pact-*"))
 
 
 @pytest.mark.invariant("R5")

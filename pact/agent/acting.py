@@ -124,7 +124,8 @@ def act(
             done += [s for s in todo[at:] if s.id in came and not came[s.id]] if len(came) > 1 else _if_done(step, came)
             if not results[step.id] and is_moved(step.id):
                 fixpoint.read_back(step)
-        results.update(ahead.settle())
+        ahead.finish()  # before directories are sealed: what nobody took could not be removed from them any more
+        results.update(ahead.late)
         for step in sealed.values():
             seen = observe(step.id)
             if not results[step.id] and not isinstance(seen, Unreadable):
