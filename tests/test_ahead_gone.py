@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from pact._fast import syscalls
 from pact.agent import acting
 from pact.agent.acting import MOVED, act
-from pact.core.plan import Step
+from pact.core.plan import Step, ordered
+from pact.resources import KINDS
+from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND
 from pact.resources.support import ahead
 from pact.resources.support.flags import set_flags
+from pact.resources.support.replace import lstat
 from tests.test_ahead import plan
 
 pytestmark = pytest.mark.root
@@ -39,7 +43,7 @@ def test_a_thread_whose_disk_is_gone_holds_nothing_up(
 
         return said
 
-    monkeypatch.setattr(ahead, "lstat", there(ahead.lstat, OSError(errno.EIO, os.strerror(errno.EIO))))
+    monkeypatch.setattr(ahead, "lstat", there(lstat, OSError(errno.EIO, os.strerror(errno.EIO))))
     monkeypatch.setattr(syscalls, "unlink_unchanged", there(syscalls.unlink_unchanged, ZeroDivisionError("nobody")))
     monkeypatch.setattr(acting, "FILES_MAX", 10)
     monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
@@ -85,3 +89,24 @@ def test_nothing_that_was_written_ahead_stays_in_a_directory_that_is_sealed(tmp_
         fd = os.open(top, os.O_RDONLY)
         set_flags(fd, "")
         os.close(fd)
+
+
+@pytest.mark.invariant("R1", "R5")
+def test_a_mount_below_which_a_file_was_just_removed_is_not_held(tmp_path: Path) -> None:
+    """A plan takes things away from the inside out; the directory of a file stays open until its names are durable."""
+    top = tmp_path / "mount"
+    (top / "d").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", top], check=True)
+    try:
+        (top / "d").mkdir()
+        path = top / "d" / "f"
+        path.write_text("drifted\n")
+        keep = Keep(1 << 20)
+        seen, mounted = KIND.observe(str(path), keep), KINDS["mount"].observe(str(top))
+        assert isinstance(seen, dict) and isinstance(mounted, dict)
+        there = [Step(f"mount:{top}", None, mounted), Step(f"file:{path}", None, seen)]
+        steps = ordered(there, lambda resource: KINDS[resource.partition(":")[0]])
+        assert act(steps, keep.blobs.get) == {f"file:{path}": "", f"mount:{top}": ""}
+        assert not top.is_mount()
+    finally:
+        subprocess.run(["umount", top], check=False, capture_output=True)

@@ -95,7 +95,10 @@ def act(
                 continue  # it was restored together with one before it
             if at >= written:
                 written = at + _write_ahead(ahead, todo, at, blobs)
-            if step.requires or not _goes_ahead(step):
+            if _kind(step).bears:  # a directory that is held open below a mount keeps it from going
+                ahead.finish()
+                results.update(ahead.late)
+            elif step.requires or not _goes_ahead(step):
                 results.update(ahead.settle())
             failed = [need for need in needs(step, bearing) if results.get(need)]
             stirring = (*_kind(step).moved_by, *_kind(step).stirred_by)
