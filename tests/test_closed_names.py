@@ -43,6 +43,13 @@ def test_another_path_that_ends_like_one_stays() -> None:
     assert hidden("file:/chroot/root/plan b/x y") != "file:/chroot/root/plan b/x y", "it may be a text with that name"
 
 
+def test_a_name_is_found_behind_another_path() -> None:
+    """Paths that are listed without a space, and values in which a path is a part, look like one path."""
+    for text in ("/etc/x,/root/plan", "/etc/x=/root/plan", "file:/etc/x~/root/plan", "/etc//root/plan"):
+        assert NAMES.within([text]) == {RESOURCES[0]}, text
+    assert hidden({"value": "/etc/x,/root/plan"}) == {"value": "/etc/x,<0>"}
+
+
 def test_nothing_is_hidden_where_there_are_no_names() -> None:
     assert not Names() and Names().within({"a": "/root/plan"}) == set()
     assert Names().replaced("/root/plan", str) == "/root/plan"

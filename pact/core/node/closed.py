@@ -14,8 +14,9 @@ from typing import Any, Final
 
 #: A name ends where no letter or digit goes on with it, and where it is not the directory of another name.
 _STOP: Final = re.compile(r"[^\w/-]|$")
-#: A text that is nothing but a path or the id of one: another path that ends like a hidden one is another one.
-_PATH: Final = re.compile(r"(?:[a-z]+:)?(/[\w/.@%+=,~-]*)")
+#: A text that is nothing but a path or the id of one: another path that ends like a hidden one is another one. A path
+#: that begins behind such a sign as may stand between two (``/a,/b``) may be one for itself.
+_PATH: Final = re.compile(r"(?:[a-z]+:)?(/(?:[\w.]|[@%+=,~-](?!/)|/(?!/))*)")
 DIRECTORIES_MAX: Final = 16
 
 
