@@ -117,12 +117,27 @@ def test_a_stop_that_was_held_back_stops_nobody(kit: Between) -> None:
     assert kit.holds(sock) == ["another"]
 
 
-def test_who_has_his_request_told_twice_hears_what_has_come_of_it(kit: Between) -> None:
+@pytest.mark.parametrize(
+    ("other", "garbage"),
+    [
+        ({}, b""),
+        ({"seal": "A" * 20}, b""),
+        ({"seal": "\xe9" * 20}, b""),
+        ({"op": "challenge", "seal": "", "challenge": ""}, b""),
+        ({}, b"{"),
+    ],
+    ids=["the same", "another seal", "a seal that is none", "another question", "what is not read"],
+)
+def test_who_has_his_request_told_twice_hears_what_has_come_of_it(
+    kit: Between, other: dict[str, str], garbage: bytes
+) -> None:
+    """The second says what is refused, or asks for something else, under the number of the first."""
     sock = kit.agent("n1")
 
     def twice(up: Up) -> Up:
         if up.kind == "request" and up.head["op"] == "hold_place":
             kit.rogue.say(up.kind, up.head, up.body)
+            return up._replace(head={**up.head, **other}, body=garbage or up.body)
         return up
 
     kit.rogue.up = twice

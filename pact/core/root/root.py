@@ -139,20 +139,20 @@ class Root(Term):
         return self.flush()
 
     def _request(self, message: Message) -> None:
+        head: Head = message.head
+        if self.persons is not None and self.persons.came_before(head):
+            self.refuse("a request that came twice")
+            return
         try:
             args = strict.loads_object(message.body or b"{}", BODY_MAX)
         except strict.NotStrictError as exc:
             self.refuse("a request whose arguments are not read here")
-            self.questions.reply(Envelope.of(message.head), EXIT_USAGE, f"its arguments are not read here: {exc}")
+            self.questions.reply(Envelope.of(head), EXIT_USAGE, f"its arguments are not read here: {exc}")
             return
-        head: Head = message.head
         if self.persons is not None:
             try:
                 if head["op"] == CHALLENGE:
                     self.questions.reply(Envelope.of(head), 0, result=self.persons.challenge(head))
-                    return
-                if self.persons.came_before(head):
-                    self.refuse("a request that came twice")
                     return
                 head = self.persons.authenticated(head, message.body)
             except PactError as exc:
