@@ -78,7 +78,7 @@ def keys(etcd: EtcdCluster, name: str) -> list[str]:
 def test_parts_of_a_large_chunk_are_there_before_anybody_is_told_of_it(
     shared: EtcdCluster, name: str, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, reader = opener(), opener()
+    store, reader = open_store(shared.url(lease="60"), name), opener()  # it reads all between any two writes
     assert isinstance(store, EtcdLog)
     fence = lead(store)
     fill(store, fence, 1)

@@ -11,13 +11,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from harness import REPOSITORY, Agent, World, wait_until
+from harness import REPOSITORY, Agent, World
+from harness import wait_until as waiting
 from slurm import NEEDED, NODE, Slurm
 
 pytestmark = pytest.mark.needs(*NEEDED)
 
 SCHEDULER = {"kind": "slurm", "drain": True}
 RULES = [{"command": "slurmd", "then": "job"}]  # what slurmd itself starts: prologs and epilogs, and no job
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 0.0) -> Any:
+    """Slurm's daemons take their time, and more where other tests fill the machine."""
+    return waiting(condition, what, max(seconds, 60.0))
 
 
 @pytest.fixture(scope="module")
