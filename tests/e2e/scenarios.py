@@ -158,9 +158,9 @@ def an_aggregator_is_killed_and_its_children_are_at_work_elsewhere(site: Site) -
         site.kill_aggregator(victim)
         began = time.monotonic()
         other = "agg2" if victim == "agg1" else "agg1"
-        wait_until(lambda: all(_parent(site, n) == other for n in moved), "they have moved", 12)
+        wait_until(lambda: all(_parent(site, n) == other for n in moved), "they have moved", 25)
         took = time.monotonic() - began
-        assert took < 10.0, took
+        assert took < 20.0, took  # usually three; other tests may fill the machine
         time.sleep(0.5)
     finally:
         stop.set()

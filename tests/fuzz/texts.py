@@ -137,6 +137,8 @@ def nodeset(data: bytes) -> None:
     assert 0 < len(names) <= nodesets.NODES_MAX
     if len(names) < 2000 and not any(re.search(r"[0-9]{18}", n) for n in names):  # no range has longer numbers
         folded = nodesets.fold(names)
+        if len(folded) > nodesets.LIBRARY_MAX:  # such as every second of some odd names: refused with a reason
+            return
         assert set(nodesets.NodeSets().expand(folded)) == set(names), folded
 
 
