@@ -87,16 +87,13 @@ def places() -> list[str]:
     return [path for path, _ in _own()]
 
 
-def moved_on(before: Collection[str], tasks: int, weight: int = 0) -> list[str]:
-    """A module of PAM may have moved this process on, into a scope of the login manager: give that the same bounds, and
-    return it, for it is the session's now. ``before``: ``places`` until then. A cgroup in which somebody else is, such
-    as that of a job, is left as it is. The login manager may set its own bounds again."""
-    found = []
+def moved_on(before: Collection[str], tasks: int, weight: int = 0) -> None:
+    """A module of PAM may have moved this process on, into a scope of the login manager: give that the same bounds.
+    ``before``: ``places`` until then. A cgroup in which somebody else is, such as that of a job, is left as it is. The
+    login manager may set its own bounds again, and ends and removes its scope itself."""
     for path, kind in _own():
         if path not in before and processes(path) == {os.getpid()}:
-            found.append(path)
             _limit(path, kind, tasks, weight if kind != "pids" else 0)
-    return found
 
 
 def _limit(path: str, kind: str, tasks: int, weight: int) -> None:

@@ -50,7 +50,7 @@ class Hosted(Session):
         self.pam.require_account(name)
         before = cgroups.places()
         more = self.pam.open_session()
-        self.made.cgroups += cgroups.moved_on(before, int(request["tasks"]), self.made.weight)
+        cgroups.moved_on(before, int(request["tasks"]), self.made.weight)
         return more
 
     def start(self) -> None:

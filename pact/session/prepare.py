@@ -119,7 +119,7 @@ def prepare(request: Mapping[str, Any]) -> Prepared:
         "tty": made.tty,
         "rows": made.size[0],
         "cols": made.size[1],
-        "cgroups": list(made.cgroups),
+        "cgroups": made.cgroups,
         "keepers_audit": keepers_audit,
         "began": time.time_ns(),
         **{key: request[key] for key in KEPT if key in request},

@@ -13,6 +13,7 @@ import errno
 import os
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -59,7 +60,8 @@ Lefts = dict[int, list[Left]]
 
 class Lane:
     """A separate thread that does one piece of work after the other. Where no more threads are possible, whoever asks
-    for it does it at once. It ends when there is nothing left to do."""
+    for it does it at once. It ends when there is nothing left to do, and an agent that ends does not wait for it, as it
+    would for the threads of ``concurrent.futures``: the disk may hang."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -100,18 +102,19 @@ class Lane:
             traceback.print_exc()
 
 
-class Work:
+class Work(ABC):
     """Something for a ``Lane``."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
 
+    @abstractmethod
     def run(self) -> None:
-        raise NotImplementedError
+        """Do it."""
 
+    @abstractmethod
     def broke(self) -> None:
         """``run`` has raised something: what it leaves is as if it had failed."""
-        raise NotImplementedError
 
 
 class Directories:
@@ -246,9 +249,9 @@ class Ahead:
 
     def takes_more(self) -> bool:
         """Whether another row may begin."""
-        size = sum(row.size for row in self._coming)
         if not self._coming:
             return True
+        size = sum(row.size for row in self._coming)
         few = len(self._coming) < ROWS_MAX and size <= BYTES_MAX and self._open() < DIRECTORIES_MAX
         return few and self._coming[-1].is_roomy()
 
