@@ -23,7 +23,6 @@ from _beside import Figure, figure, main  # noqa: E402
 from bench_agent import Running  # noqa: E402
 
 LARGE = 3 << 20
-MANY = "[rollback]\nmax_resources = 1000000\n"
 
 
 def bare(top: str, count: int) -> float:
@@ -129,25 +128,32 @@ def write_all(top: str, count: int, text: str) -> None:
         Path(f"{top}/f{n}").write_text(f"{text} {n}\n")
 
 
-def rolled_back(where: str, called: str, count: int) -> list[Figure]:
-    """Seconds of a rollback of small files in this directory, beside the same without pact."""
+@contextlib.contextmanager
+def agent_of_many(where: str = "/var/tmp") -> Iterator[tuple[Running, str]]:
+    """An agent that may roll back as many resources as it likes, and an empty directory for its files."""
     agent = Running(0, where)
-    small = f"{agent.top}/small"
-    os.makedirs(small)
+    files = f"{agent.top}/watched"
+    os.makedirs(files)
     with open(agent.config, "a", encoding="utf-8") as f:
-        f.write(MANY)
+        f.write("[rollback]\nmax_resources = 1000000\n")
     try:
         agent.start()
-        write_all(small, count, "declared")
-        agent.ask("adopt", patterns=[f"file:{small}/*"])
-        write_all(small, count, "drifted")
+        yield agent, files
+    finally:
+        agent.close()
+
+
+def rolled_back(where: str, called: str, count: int) -> list[Figure]:
+    """Seconds of a rollback of small files in this directory, beside the same without pact."""
+    with agent_of_many(where) as (agent, files):
+        write_all(files, count, "declared")
+        agent.ask("adopt", patterns=[f"file:{files}/*"])
+        write_all(files, count, "drifted")
         drifted(agent, count)
         begin = time.perf_counter()
         agent.ask("rollback", targets=[], all=True)
         took = time.perf_counter() - begin
         ratio = took / bare(f"{agent.top}/bare", count)
-    finally:
-        agent.close()
     goal_s = count / 2000
     return [
         figure(f"rollback of {count} small files on {called}", took, "s", f"<= {goal_s:g}", took <= goal_s),
@@ -157,32 +163,38 @@ def rolled_back(where: str, called: str, count: int) -> list[Figure]:
 
 def waits(count: int) -> list[Figure]:
     """The longest wait of another client during each request about thousands of files."""
-    agent, out = Running(0), list[Figure]()
-    small = f"{agent.top}/small"
-    os.makedirs(small)
-    with open(agent.config, "a", encoding="utf-8") as f:
-        f.write(MANY)
-    asked: tuple[tuple[str, str, dict[str, object]], ...] = (
-        ("are adopted", "adopt", {"patterns": [f"file:{small}/*"]}),
-        ("are told by diff", "diff", {}),
-        ("are looked at for a dry run", "rollback", {"targets": [], "all": True, "dry_run": True}),
-        ("are rolled back", "rollback", {"targets": [], "all": True}),
-        ("are committed", "commit", {"targets": [], "all": True, "message": "bench"}),
-    )
-    try:
-        agent.start()
-        write_all(small, count, "declared")
+    every: dict[str, object] = {"targets": [], "all": True}
+    out = list[Figure]()
+    with agent_of_many() as (agent, files):
+        asked: tuple[tuple[str, str, dict[str, object]], ...] = (
+            ("are adopted", "adopt", {"patterns": [f"file:{files}/*"]}),
+            ("are told by diff", "diff", {}),
+            ("are looked at for a dry run", "rollback", {**every, "dry_run": True}),
+            ("are rolled back", "rollback", every),
+            ("are committed", "commit", {**every, "message": "bench"}),
+        )
+        write_all(files, count, "declared")
         for said, op, args in asked:
             if op != "adopt" and not agent.ask("status")["result"]["drifted"]:
-                write_all(small, count, f"drifted before {op}")
+                write_all(files, count, f"drifted before {op}")
                 drifted(agent, count)
             held = longest_ping(agent, op, **args)
-            out.append(
-                figure(f"longest wait of another client while {count} files {said}", held, "ms", "<= 20", held <= 20)
-            )
-    finally:
-        agent.close()
+            what = f"longest wait of another client while {count} files {said}"
+            out.append(figure(what, held, "ms", "<= 20", held <= 20))
     return out
+
+
+def on_top(large: int) -> float:
+    """MiB that a rollback of large files needs on top."""
+    with agent_of_many() as (agent, files):
+        write_all(files, large, "declared")
+        agent.ask("adopt", patterns=[f"file:{files}/*"])
+        for n in range(large):
+            Path(f"{files}/f{n}").write_bytes(f"d{n}".encode() * (LARGE // 4))
+        drifted(agent, large)
+        before = peak_kib(agent, reset=True)
+        agent.ask("rollback", targets=[], all=True)
+        return (peak_kib(agent) - before) / 1024
 
 
 def run(quick: bool = False) -> list[Figure]:
@@ -191,25 +203,8 @@ def run(quick: bool = False) -> list[Figure]:
     with journaled() as where:
         out += rolled_back(where, "ext4 with a journal", count) if where else []
     out += waits(count)
-    agent = Running(0)
-    big = f"{agent.top}/big"
-    os.makedirs(big)
-    with open(agent.config, "a", encoding="utf-8") as f:
-        f.write(MANY)
-    try:
-        agent.start()
-        for n in range(large):
-            Path(f"{big}/f{n}").write_text("declared\n")
-        agent.ask("adopt", patterns=[f"file:{big}/*"])
-        for n in range(large):
-            Path(f"{big}/f{n}").write_bytes(f"d{n}".encode() * (LARGE // 4))
-        drifted(agent, large)
-        before = peak_kib(agent, reset=True)
-        agent.ask("rollback", targets=[], all=True)
-        top = (peak_kib(agent) - before) / 1024
-        out.append(figure(f"memory on top for a rollback of {large} files of 3 MiB", top, "MiB", "<= 16", top <= 16))
-    finally:
-        agent.close()
+    top = on_top(large)
+    out.append(figure(f"memory on top for a rollback of {large} files of 3 MiB", top, "MiB", "<= 16", top <= 16))
     top_dir = tempfile.mkdtemp(prefix="pact-bench-", dir="/var/tmp")
     try:
         with_head, without = append_us(top_dir, 200 if quick else 1_000)

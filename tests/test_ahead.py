@@ -48,6 +48,12 @@ def plan(top: Path, directories: int, size: int = 0) -> tuple[tuple[Step, ...], 
     return tuple(steps), keep.blobs.get
 
 
+def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of ten files each."""
+    monkeypatch.setattr(acting, "FILES_MAX", 10)
+    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, os.stat_result], bool]) -> set[int]:
     """The inodes that fsync has made durable; it fails for those of which ``fails`` says so."""
     real, durable, calls = os.fsync, set[int](), [0]
@@ -166,8 +172,7 @@ def test_a_row_that_is_written_while_the_one_before_is_put_in_place_holds_no_sur
     written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody writes a file of the row under way, of the one that comes, and of one that nobody has begun."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     steps, blobs = plan(tmp_path, 3)
     assert len(steps) > 30
     durable = failing(monkeypatch, lambda call, _: False)
@@ -250,8 +255,7 @@ def writing(monkeypatch: pytest.MonkeyPatch, at: Step) -> None:
 def test_an_old_file_that_is_written_before_it_is_removed_gets_its_name_back(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     steps, blobs = plan(tmp_path, 3)
     before = len(os.listdir("/proc/self/fd"))
     writing(monkeypatch, steps[at])
@@ -337,8 +341,7 @@ def test_a_disk_with_room_for_one_new_file_has_room_for_the_plan(
     free_kib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is written ahead, and what waits to be removed, gives its room to the step whose turn it is."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     size_kib = COUNT * 64 + free_kib
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", tmp_path], check=True)
     try:
@@ -353,8 +356,7 @@ def test_a_disk_with_room_for_one_new_file_has_room_for_the_plan(
 @pytest.mark.invariant("R5")
 def test_a_disk_with_little_room_has_one_row_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others on the node need its room, too: where there is plenty, all rows of a plan are begun at once."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     real = acting._restore
     for size, most in (("8m", 20), ("1g", COUNT)):
         top = tmp_path / size
@@ -380,8 +382,7 @@ def test_what_nobody_expected_in_a_thread_holds_nothing_up(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """New files are written again; of old ones it is said that they are still there."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     steps, blobs = plan(tmp_path, 2)
     real, calls = getattr(syscalls, call), [0]
 
@@ -407,8 +408,7 @@ def test_attributes_that_came_after_it_was_written_are_not_lost(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody declared them: the new file has those that the old one has when its turn comes."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     steps, blobs = plan(tmp_path, 1)
     bare = {k: v for k, v in (steps[at].target or {}).items() if k != "xattrs"}
     steps = tuple(replace(s, target=bare) if s is steps[at] else s for s in steps)
@@ -460,8 +460,7 @@ def test_a_row_that_could_not_be_begun_ends_the_plan_and_holds_nothing_up(
 def test_rows_are_as_long_as_they_may_be(directories: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many are begun at once, and whether they share directories: a row of few files costs as much as one of
     many."""
-    monkeypatch.setattr(acting, "FILES_MAX", 10)
-    monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)
+    short_rows(monkeypatch)
     rows, real = list[int](), Ahead.turn
     monkeypatch.setattr(Ahead, "turn", lambda self: rows.append(real(self)) or rows[-1])
     steps, blobs = plan(tmp_path, directories)
