@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # How many tests run at once: most of them wait. 1: one after another, in this process.
-JOBS ?= 6
+JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -17,7 +17,7 @@ help:
 	@echo "make deps    as root: install what the tests need, on Debian and on Enterprise Linux"
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
 	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
-	@echo "make test    the whole test suite (as root: all of it), six tests at once; JOBS=1: one"
+	@echo "make test    the whole test suite (as root: all of it), four tests at once; JOBS=1: one"
 	@echo "make test-quick  the tests that need no kernel, in less than a minute"
 	@echo "make check   lint, types, import rules, spec links, and the tests"
 	@echo "make torture SECONDS=600 SEED=7    seeded torture of a real agent and cluster; without SECONDS until it is stopped"

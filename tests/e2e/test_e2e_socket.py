@@ -199,6 +199,7 @@ def test_answers_come_in_the_order_of_the_questions(agent: Agent) -> None:
 
 
 @pytest.mark.invariant("S3", "F29")
+@pytest.mark.alone  # how many are refused in three seconds says nothing where the machine is busy
 def test_refusals_are_journaled_but_cannot_fill_the_journal(agent: Agent) -> None:
     seq = agent.status()["journal"]["seq"]
     script = (
