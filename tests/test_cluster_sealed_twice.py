@@ -8,8 +8,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sealed_kit import NAMES, SEALED, Between, between
@@ -17,8 +19,10 @@ from test_groups import apply as apply_group
 from test_groups import ask, cluster, group, machines
 from test_groups_stopped import deaf
 
+from pact.cluster.aggregator import Aggregator
 from pact.cluster.client import Result
 from pact.core.tree.outbox import Up
+from pact.core.tree.uplink import Deliver
 from pact.core.tree.wire import Message
 from pact.errors import PactError
 from pact.model import NS_PER_S
@@ -143,6 +147,37 @@ def test_who_has_his_request_told_twice_hears_what_has_come_of_it(
     kit.rogue.up = twice
     said = kit.result("adm", "hold_place", {"reason": "once", "for_ns": 10**13}, "n1")
     assert said.exit == 0, said
+    assert kit.holds(sock) == ["once"]
+
+
+def test_what_is_said_of_the_second_does_not_overtake_the_answer(kit: Between) -> None:
+    """It tells the request again when it has the answer, and passes that on a second later."""
+    sock = kit.agent("n1")
+    asked: list[Up] = []
+    kept: list[tuple[float, Message]] = []
+    turn = kit.rogue.turn
+
+    def up(said: Up) -> Up:
+        if said.kind == "request" and said.head["op"] == "hold_place":
+            asked.append(said)
+        return said
+
+    def down(said: Message) -> Message | None:
+        if said.kind == "result" and said.head["seal"] and asked and not kept:
+            kept.append((time.monotonic() + 1, said))
+            kit.rogue.say("request", asked[0].head, asked[0].body)
+            return None
+        return said
+
+    def turned(*args: Any, **more: Any) -> Any:
+        if kept and kept[-1][0] <= time.monotonic():
+            Aggregator._from_uplink(kit.rogue, [Deliver(kept[-1][1])], time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+            kept.append((float("inf"), kept[-1][1]))
+        return turn(*args, **more)
+
+    kit.rogue.up, kit.rogue.down, kit.rogue.turn = up, down, turned  # type: ignore[method-assign]
+    said = kit.result("adm", "hold_place", {"reason": "once", "for_ns": 10**13}, "n1")
+    assert len(kept) == 2 and said.exit == 0, said
     assert kit.holds(sock) == ["once"]
 
 

@@ -332,7 +332,7 @@ def test_a_request_that_comes_again_while_it_is_answered_is_told_nothing() -> No
     head = challenged(persons, asked).request(REQUEST, b"{}")
     assert not persons.came_before(head)
     persons.authenticated(head, b"{}")
-    assert persons.came_before(head) and not persons.came_before({**head, "id": 3})
+    assert persons.came_before(head) and not persons.came_before({**head, "id": 3, "challenge": ""})
     for odd in ("A" * 20, "", "\xe9" * 20):  # whoever carries it may say of it what he likes
         assert persons.came_before({**head, "seal": odd})
     assert persons.came_before({**head, "op": "challenge"})
@@ -340,7 +340,9 @@ def test_a_request_that_comes_again_while_it_is_answered_is_told_nothing() -> No
     assert persons.sealed("progress", {"client": "agg:1", "id": 2, "done": 1, "total": 2}, b"")["seal"]
     assert persons.came_before(head)
     persons.sealed("result", done, b"")
-    assert not persons.came_before(head), "and after that it is refused as used"
+    assert persons.came_before(head) and persons.came_before({**head, "id": 3}), "what is said of it may come first"
+    with pytest.raises(ConflictError):
+        persons.authenticated(head, b"{}")
 
 
 def test_a_challenge_of_another_term_or_person_is_none() -> None:

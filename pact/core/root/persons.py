@@ -63,8 +63,11 @@ class Persons:
 
     def came_before(self, head: Head) -> bool:
         """Whether a request with this number is being answered already: whoever carries it has told it twice, or told
-        another one in its place. What is said of the second would be sealed as the answer to the first."""
-        return (head["client"], head["id"]) in self._askers
+        another one in its place. What is said of the second would be sealed as the answer to the first. Or it has been
+        answered: what would be said of the second, without a seal, may overtake that answer."""
+        if (head["client"], head["id"]) in self._askers:
+            return True
+        return head["op"] != CHALLENGE and _number(head["challenge"].partition(".")[0]) in self._used
 
     def authenticated(self, head: Head, body: bytes) -> Head:
         """The head with the caller that its seal proves. Raises DeniedError or ConflictError; then nothing is done."""
