@@ -87,16 +87,8 @@ $(VENV)/.collected: $(VENV)/.dev $(wildcard tests/*.py tests/*/*.py tests/*/*/*.
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || true
 	@touch $@
 
-# The files that have such tests: to read all the others again takes as long as some of these tests.
-ALONE = $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
-
 test: collected
-ifeq ($(JOBS),1)
-	$(BIN)/python -m pytest
-else
-	$(BIN)/python -m pytest -m "not alone" --numprocesses=$(JOBS) --dist=loadscope
-	$(BIN)/python -m pytest -m alone $(ALONE)
-endif
+	$(BIN)/python tests/suite.py --jobs $(JOBS)
 
 # What needs no kernel: the core, what travels, what is read and written.
 QUICK := $(wildcard $(addprefix tests/test_,core_*.py groups*.py journal_*.py relay*.py ops.py older_data.py wire.py \
