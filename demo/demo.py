@@ -107,7 +107,7 @@ class Demo:
         )
         config = self.work / "agent.toml"
         config.write_text(
-            f'[node]\nname = "demo"\n[state]\ndir = "{self.work}/state"\n[control]\nsocket = "{self.socket}"\n'
+            f'[node]\nname = "demo"\n[state]\ndir = "{self.work}/kept"\n[control]\nsocket = "{self.socket}"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{self.work}/hooks.d"\n'
             f"[window]\nbase = {BASE_S}\nfloor = {FLOOR_S}\nsensitivity = {SENSITIVITY}\n"
         )
@@ -160,7 +160,7 @@ class Demo:
         self.other_dimensions()
         title(7, "The journal: every step, chained by hashes")
         self.pact("log", "-n", "8")
-        self.pact("journal", "verify", f"{self.work}/state/journal.db")
+        self.pact("journal", "verify", f"{self.work}/kept/journal.db")
 
     def seen_and_committed(self) -> None:
         title(2, "Somebody changes the machine, with any tool: seen at once, and timed")

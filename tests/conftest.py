@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from needed import TOOLS
+from suite import SKIPPED
 
 import pact.values
 
@@ -88,7 +89,6 @@ SECONDS = {
     "test_left_behind.py": 21,
     "test_sight.py": 20,
 }
-SKIPPED = 6  # the exit code, beside pytest's own, if something was skipped that must not be
 E2E_SECONDS = 10  # each of the other files below ``e2e``
 HERE = Path(__file__).parent
 

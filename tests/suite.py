@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "build" / "tests"  # where pytest notes what failed
 SECOND_TRIES = 4
+SKIPPED = 6  # the exit code, beside pytest's own, if something was skipped that must not be
 FAILED = 1  # pytest's exit code when it has run the tests and some failed
 
 

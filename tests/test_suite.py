@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import suite
-from conftest import SKIPPED
 
 ONCE = """
 from pathlib import Path
@@ -76,8 +75,8 @@ def test_what_must_not_be_skipped_fails_it_beside_a_test_that_failed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
-    monkeypatch.setenv("STRICT", str(SKIPPED))
-    assert tried(tmp_path, ONCE.format(n=7) + "def test_last(): pass\n") == SKIPPED
+    monkeypatch.setenv("STRICT", str(suite.SKIPPED))
+    assert tried(tmp_path, ONCE.format(n=7) + "def test_last(): pass\n") == suite.SKIPPED
 
 
 @pytest.mark.parametrize("text", ["import nothing_of_that_name\n", "def test_1(:\n"])
