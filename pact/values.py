@@ -8,9 +8,31 @@ ones. Tests set ``FROZEN`` before they import anything else, so that assignments
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
+
+
+class _Later(ModuleType):
+    """A module that is imported when somebody asks it for something."""
+
+    def __getattr__(self, name: str) -> Any:
+        from importlib import import_module
+
+        return getattr(import_module(self.__name__), name)
+
+
+# ``dataclasses`` imports ``inspect``, and with it a parser of Python, for classes that have no docstring. That takes an
+# eighth of all that a command computes until it has done what it is for. Who else imports it has the module itself.
+if "inspect" in sys.modules or "dataclasses" in sys.modules:
+    import dataclasses
+else:
+    sys.modules["inspect"] = _Later("inspect")
+    try:
+        import dataclasses
+    finally:
+        del sys.modules["inspect"]
 
 __all__ = ["DEFAULT_SOCKET", "NOTHING", "NS_PER_S", "dataclass"]
 

@@ -108,6 +108,24 @@ def test_a_session_s_client_imports_little() -> None:
     assert modules & {"pact.model", "pact.core.ops", "shutil", "locale", "rich", "zmq", "subprocess"} == set()
 
 
+def test_a_parser_of_python_is_imported_when_somebody_asks_for_it() -> None:
+    """``dataclasses`` wants ``inspect`` for a class without a docstring. Everybody else has the module itself."""
+    code = (
+        f"import sys\nsys.path[:0] = {[str(ROOT), *sys.path]}\n"
+        "from pact.cli import main\nfrom pact.cli import fleet, there\nfrom pact.cluster import client\nassert 'inspect' not in sys.modules\n"
+        "from pact.values import dataclass\n"
+        "@dataclass(frozen=True)\nclass Point:\n    x: int\n"
+        "assert Point.__doc__ == 'Point(x: int)', Point.__doc__\n"
+        "import inspect\nassert inspect.__file__ and inspect.isclass(Point) and sys.modules['inspect'] is inspect\n"
+        "import dataclasses\nassert dataclasses.inspect.isclass(Point) and not hasattr(dataclasses.inspect, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-ISc", code], check=True)
+    again = code.replace("assert 'inspect' not in sys.modules\n", "").replace(
+        "import sys\n", "import sys, inspect\n", 1
+    )
+    subprocess.run([sys.executable, "-ISc", again], check=True)
+
+
 def test_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for columns, widest in (("60", 60), ("100", 100), ("0", 80), ("many", 80), ("", 80)):
         monkeypatch.setenv("COLUMNS", columns)
