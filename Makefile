@@ -51,12 +51,12 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	touch $@
 
 # gcc, headers and make build the kernels; the others are what some tests look at, or run.
-DEBIAN := gcc libc6-dev make python3-dev python3-venv util-linux mount procps psmisc iproute2 kmod acl attr rpm e2fsprogs \
+DEBIAN := gcc libc6-dev make python3-dev python3-venv util-linux mount procps psmisc iproute2 kmod acl attr rpm e2fsprogs xfsprogs btrfs-progs \
   etcd-server etcd-client nftables openssl libzmq3-dev pkg-config strace patch systemd clang puppet cfengine3 \
   ansible-core dpkg-dev dnf createrepo-c zypper systemd-container mmdebstrap slurmctld slurmd slurm-client munge \
   chromium fonts-dejavu-core bash zsh fish vim less openssh-server openssh-client asciinema
 # etcd is in no repository of Enterprise Linux: its tests are skipped there.
-ENTERPRISE := gcc make python3.11-devel util-linux procps-ng psmisc iproute kmod acl attr rpm-build e2fsprogs nftables openssl \
+ENTERPRISE := gcc make python3.11-devel util-linux procps-ng psmisc iproute kmod acl attr rpm-build e2fsprogs xfsprogs nftables openssl \
   zeromq-devel pkgconf-pkg-config strace patch systemd clang createrepo_c bash zsh vim-enhanced less openssh-server openssh-clients
 
 # Of daemons that come with a package (etcd, Slurm, munge) none is started: the tests start their own.

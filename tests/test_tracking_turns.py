@@ -59,9 +59,9 @@ def test_more_names_than_may_wait_are_one_walk_over_everything(monkeypatch: pyte
         reads = itertools.count()
         table = tracking.foreign_mounts
 
-        def read(mounts: Iterable[MountEntry]) -> set[bytes]:
+        def read(mounts: Iterable[MountEntry], begins: Iterable[bytes]) -> set[bytes]:
             next(reads)
-            return table(mounts)
+            return table(mounts, begins)
 
         monkeypatch.setattr(tracking, "foreign_mounts", read)
         monkeypatch.setattr(tracking, "TOUCHED_MAX", 100)

@@ -5,6 +5,7 @@ Where he wins the race is where these tests begin: what was seen is gone, and so
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -138,6 +139,7 @@ def test_nobody_s_own_content_becomes_root_s_or_set_uid(a_home: Path, how: str) 
         assert of(path) == (0, "4755") and path.read_text() == "as declared"
 
 
+@pytest.mark.parametrize("a_home", ["ext4", "tmpfs"], indirect=True)  # in place; on an overlay it is a new file
 def test_what_is_written_while_it_is_asked_about_is_not_made_set_uid_again(
     a_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,27 @@ def test_what_is_open_for_writing_is_refused_before_anything_is_changed(
     assert of(path) == (ANN, "4755") and os.getxattr(path, "security.capability") == NET_RAW
 
 
+@pytest.mark.parametrize("a_home", ["overlay"], indirect=True)
+def test_who_has_it_mapped_where_leases_do_not_tell_writes_into_the_old_one(a_home: Path) -> None:
+    """The kernel grants a lease, since what she has mapped is the file below; what becomes root's is another file."""
+    path = made(a_home / "tool", "as declared", ANN, 0o755)
+    step = as_seen(path, owner="root", group="root", mode="4755")
+    fd = os.open(path, os.O_RDWR)
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    hers = libc.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    assert not syscalls.leases_tell(fd)
+    os.close(fd)
+    restore_file(os.fsencode(path), step, {}.get)
+    ctypes.memmove(hers, b"as she like", 11)
+    assert of(path) == (0, "4755") and path.read_text() == "as declared"
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.munmap(hers, 4096)
+    assert [p.name for p in a_home.iterdir()] == ["tool"]
+
+
+@pytest.mark.parametrize("a_home", ["ext4", "tmpfs"], indirect=True)  # in place; on an overlay it is a new file
 def test_what_cannot_be_read_again_stays_hers(a_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made(a_home / "tool", "as declared", ANN, 0o755)
     step = as_seen(path, owner="root", group="root")

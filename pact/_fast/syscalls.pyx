@@ -32,6 +32,7 @@ cdef extern from *:
     #include <sys/timex.h>
     #include <sys/wait.h>
     #include <sys/syscall.h>
+    #include <sys/vfs.h>
     #include <sys/xattr.h>
     #include <unistd.h>
     #ifndef SYS_openat2
@@ -255,11 +256,27 @@ cdef extern from *:
         }
         return done;
     }
+    /* What is mapped from a layered file system, or passed through FUSE, is the file below: the kernel gives a lease on
+       the one above all the same. */
+    static int pact_leases_tell(int fd) {
+        struct statfs st;
+        if (fstatfs(fd, &st))
+            return 0;
+        switch ((unsigned)st.f_type) {
+        case 0x794c7630: /* overlay */
+        case 0x61756673: /* aufs */
+        case 0x65735546: /* FUSE */
+            return 0;
+        }
+        return 1;
+    }
     /* The signal is one that every process ignores by default: who opens the file meanwhile sends it. */
     static int pact_ask_lease(int fd) {
         if (fcntl(fd, F_SETSIG, SIGURG) || fcntl(fd, F_SETLEASE, F_WRLCK))
             return errno;
-        return fcntl(fd, F_SETLEASE, F_UNLCK) ? errno : 0;
+        if (fcntl(fd, F_SETLEASE, F_UNLCK))
+            return errno;
+        return pact_leases_tell(fd) ? 0 : EOPNOTSUPP;
     }
     static int pact_clock_synchronised(void) {
         struct timex t = {0};
@@ -319,6 +336,7 @@ cdef extern from *:
         char *content
     int pact_look_small(int dfd, const char *name, size_t most, pact_looked *out) nogil
     int pact_ask_lease(int fd) nogil
+    int pact_leases_tell(int fd) nogil
 
 AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -471,11 +489,21 @@ def look_small(int dirfd, bytes leaf, size_t most):
 
 def ask_lease(int fd):
     """Ask for a write lease on an open regular file, and give it back at once. Returns 0 if the kernel granted it: it
-    does so only if nobody else has the file open; EAGAIN if somebody has; another errno where there are no leases."""
+    does so only if nobody else has the file open; EAGAIN if somebody has; another errno where there are no leases, and
+    where they do not tell (``leases_tell``)."""
     cdef int said
     with nogil:
         said = pact_ask_lease(fd)
     return said
+
+
+def leases_tell(int fd):
+    """Whether a lease that the kernel grants on this open file means that nobody has it mapped either. False on
+    overlays, aufs and FUSE: what is mapped there is the file below."""
+    cdef int said
+    with nogil:
+        said = pact_leases_tell(fd)
+    return bool(said)
 
 
 def umount2(bytes target, int flags=0):

@@ -214,7 +214,8 @@ class Tracking:
             mounts = read_mounts()
         except (OSError, ValueError):
             return  # keep the last known table; the next check comes here again
-        self._foreign, self._remote = foreign_mounts(mounts), RemotePlaces((m.mount_point, m.fstype) for m in mounts)
+        self._foreign = foreign_mounts(mounts, self._bases)
+        self._remote = RemotePlaces((m.mount_point, m.fstype) for m in mounts)
         self._mounts = generation
 
     def _away(self, path: bytes) -> bool:

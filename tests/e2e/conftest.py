@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import systemd_kit
-from harness import BOX, REPOSITORY, TOP, Agent, World
+from harness import BOX, FILES, REPOSITORY, TOP, Agent, World
 
 HERE = Path(__file__).parent
 
@@ -47,15 +47,21 @@ def no_login() -> None:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    world = World()
+def files() -> str:
+    """The file system that tests write on; a module may define a fixture of this name."""
+    return FILES
+
+
+@pytest.fixture(scope="module")
+def world(files: str) -> Iterator[World]:
+    world = World(files)
     yield world
     world.close()
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[Path]:
-    """A directory with a short path, on the disk, for state, socket and configuration."""
+def base(files: str) -> Iterator[Path]:
+    """A directory with a short path, on the disk, for state, socket and configuration: one for each file system."""
     path = Path(tempfile.mkdtemp(prefix="pact-e2e-"))
     path.chmod(0o755)
     yield path

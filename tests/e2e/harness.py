@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from typing import Any
 from warm import SPACES, Started, User, warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOP = "/srv"  # a tmpfs in each world
+TOP = "/srv"  # a file system of its own in each world
+#: Which one, for tests that do not say it: ``PACT_FILES=xfs python -m pytest tests/e2e/test_e2e_expiry.py``.
+FILES = os.environ.get("PACT_FILES", "tmpfs")
 BOX = f"{TOP}/box"  # of the toys in ``tests/toykind``
 COMMAND_S = 60.0
 WAIT_S = 15.0
@@ -65,6 +68,22 @@ def environment() -> dict[str, str]:
     return {**env, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "120"}
 
 
+def mounted(files: str) -> str:
+    """The shell command that mounts a new file system at TOP: ``tmpfs``, ``ramfs``, an ``overlay`` of two directories in
+    memory, or what a disk may have (``xfs``), on a loop device that goes with its last mount."""
+    if files in ("tmpfs", "ramfs"):
+        return f"mount -t {files} -o mode=755 {files} {TOP}"
+    if files == "overlay":
+        under = f"mount -t tmpfs -o mode=755 tmpfs {TOP} && cd {TOP} && mkdir lower upper work"
+        layers = "lowerdir=lower,upperdir=upper,workdir=work"
+        return f"{under} && mount -t overlay -o {layers} overlay {TOP} && cd /"
+    image = f"$(mktemp {tempfile.gettempdir()}/pact-files.XXXXXX)"
+    return (
+        f"image={image} && truncate --size=1G $image && mkfs.{files} -q $image >&2 && mount -o loop $image {TOP} && "
+        f"rm $image && chmod 755 {TOP} && rm -rf {TOP}/lost+found"
+    )
+
+
 class World:
     """A mount and a network namespace, held open by one sleeping process."""
 
@@ -72,7 +91,7 @@ class World:
     #: An interpreter of its own for each process, as where a package's kind opens something when it is read.
     cold = False
 
-    def __init__(self) -> None:
+    def __init__(self, files: str = FILES) -> None:
         self.holder = subprocess.Popen(
             [
                 "unshare",
@@ -82,7 +101,7 @@ class World:
                 "private",
                 "sh",
                 "-c",
-                f"mount -t tmpfs -o mode=755 tmpfs {TOP} && echo ready && exec sleep 86400",
+                f"{mounted(files)} && echo ready && exec sleep 86400",
             ],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -311,7 +311,13 @@ def adopt(node: Node, rng: random.Random) -> str:
 
 def redo(node: Node, rng: random.Random) -> str:
     node.model.passing.update(r for r in node.look() if r not in node.model.declared)
-    return asked(node, 0, "redo", ["*"], change=f"c{rng.randrange(1, 40)}", dry_run=rng.random() < 0.2)[2]
+    dry_run = rng.random() < 0.2
+    try:
+        return asked(node, 0, "redo", ["*"], change=f"c{rng.randrange(1, 40)}", dry_run=dry_run)[2]
+    except LostError:
+        if not dry_run:
+            node.model.redone = node.step_no
+        raise
 
 
 def track(node: Node, rng: random.Random) -> str:

@@ -94,12 +94,21 @@ class Model:
     removable: set[str] = field(default_factory=set)  # undeclared things that a request has named
     enforced: set[str] = field(default_factory=set)  # patterns that are or were enforced
     owed: dict[str, str] = field(default_factory=dict)  # digests of what was overwritten: where that lay
+    had: dict[str, list[Thing]] = field(default_factory=dict)  # what each has been
+    redone: int | None = None  # the step of a redo that was not answered: it may bring back whatever has been there
 
     def answered(self, exit_code: int | None, message: str, patterns: Collection[str]) -> None:
         """A request that could move the declaration of ``patterns`` was answered (``None``: the answer was lost)."""
         if exit_code in NOTHING or (exit_code == 1 and FINAL in message and DECLARED not in message):
             return
         self.may_move.update(patterns)
+
+    def note(self, look: Look) -> None:
+        """Remember what has been there."""
+        for r, thing in look.items():
+            had = self.had.setdefault(r, [])
+            if thing not in had:
+                had.append(thing)
 
     def now_declared(self, declared: dict[str, Thing]) -> list[str]:
         """Compare with what was declared; returns what moved. Raises FoundError where no request could have moved it."""
@@ -164,6 +173,8 @@ class Model:
             and any(fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced)
         ):
             return True  # what is new there is drift from absent; its content is owed
+        if self.redone is not None and after.get(resource, ABSENT) in [ABSENT, *self.had.get(resource, ())]:
+            return True
         return resource in self.removable and resource not in after
 
     def _wanted(self, resource: str) -> list[Thing]:
@@ -237,6 +248,9 @@ class Model:
         self.step = step
         if hangs:
             self.earlier = {r: [(step, v) for _, v in kept] for r, kept in self.earlier.items()}
+            self.redone = step if self.redone is not None else None
+        if self.redone is not None and step - self.redone > EARLIER_STEPS:
+            self.redone = None
         fresh = {r: [(n, v) for n, v in kept if step - n <= EARLIER_STEPS] for r, kept in self.earlier.items()}
         self.earlier = {r: kept for r, kept in fresh.items() if kept}
 

@@ -370,6 +370,7 @@ class Node:
         self.counts[what] += 1
         self.trace.append(f"  {number:4} {what}: {said}")
         self.seen = self.look()
+        self.model.note(self.seen)
         self.glance()
 
     def heal(self) -> None:

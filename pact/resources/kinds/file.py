@@ -36,6 +36,7 @@ from pact.resources.base import (
 )
 from pact.resources.support.accounts import same_group, same_user
 from pact.resources.support.ahead import Ahead
+from pact.resources.support.dress import own_xattrs
 from pact.resources.support.file_look import glance, look_at, metadata, signed_as
 from pact.resources.support.file_toml import content, mode, xattrs
 from pact.resources.support.flags import parse_flags, stuck
@@ -188,6 +189,8 @@ class File(Kind):
                 return WHOLE_N
         for key in ("mode", "xattrs"):  # an older version let the mode of a link in
             if key in declared and declared[key] != actual.get(key) and (key, declared["type"]) != ("mode", "symlink"):
+                if key == "xattrs" and own_xattrs(declared[key]) == actual.get(key):
+                    continue
                 return HALF_N
         if "flags" in declared and declared["flags"] != actual.get("flags", ""):
             return HALF_N

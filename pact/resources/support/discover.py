@@ -2,7 +2,8 @@
 
 ``**`` matches any depth, and ``X/**`` the directory X too; ``*`` and ``?`` match one component. Symbolic links are not
 followed; mounts of other file systems are entered only if they are local and do not belong to a container or
-automounter.
+automounter. What a stateless node lies on, or its /etc, is of the same type as what a container lies on: it is entered
+if the pattern begins there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pact.resources.support.litter import PASSED_OVER, is_litter
 from pact.resources.support.patterns import WILD, compile_pattern
 
 NAMES_MAX: Final = 1_000_000
+LAYERS: Final = ("overlay", "squashfs")
 LITTER: Final = "a temporary name of an editor, package or configuration manager"
 
 
@@ -39,7 +41,7 @@ def discover_files(pattern: str, passed: dict[str, int]) -> Iterator[str]:
     first = WILD.search(raw)
     assert first is not None
     start = raw[: first.start()].rpartition(b"/")[0] or b"/"
-    foreign = foreign_mounts(read_mounts())
+    foreign = foreign_mounts(read_mounts(), (start,))
     # The directory before "/**" matches too: if it is removed, it comes back as it was.
     itself = compile_pattern(raw[: -len(b"/**")]) if raw.endswith(b"/**") and raw != b"/**" else None
     walk = _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed)
@@ -167,10 +169,20 @@ def _walk(top: bytes, deep: bool, depth: int, foreign: set[bytes], passed: dict[
         stack.extend(reversed(below))
 
 
-def foreign_mounts(mounts: Iterable[MountEntry]) -> set[bytes]:
-    """Mount points that a walk does not enter."""
+def foreign_mounts(mounts: Iterable[MountEntry], begins: Iterable[bytes]) -> set[bytes]:
+    """Mount points that a walk does not enter, if walks begin at ``begins``. A layered file system in which one begins
+    is no container's, in any place where it is mounted."""
+    visible = {m.mount_point: m for m in mounts}.values()  # the last one on a point
+    inside = tuple(b.rstrip(b"/") + b"/" for b in begins)
+    own = {
+        (m.major, m.minor)
+        for m in visible
+        if m.fstype in LAYERS and any(b.startswith(m.mount_point.rstrip(b"/") + b"/") for b in inside)
+    }
     return {
         m.mount_point
-        for m in mounts
-        if m.fstype in FOREIGN_TYPES or is_remote(m.fstype) or m.fstype in ("proc", "sysfs", "devtmpfs")
+        for m in visible
+        if is_remote(m.fstype)
+        or m.fstype in ("proc", "sysfs", "devtmpfs")
+        or (m.fstype in FOREIGN_TYPES and (m.major, m.minor) not in own)
     }

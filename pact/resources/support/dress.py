@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from typing import Final
 
 from pact.errors import RestoreError
@@ -20,8 +22,21 @@ DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
 PIECE: Final = 64 << 10
 WRITTEN: Final = "somebody has it open for writing, and would go on writing into it"
 SET_ID: Final = stat.S_ISUID | stat.S_ISGID
-#: Attributes that belong to the file system or the kernel.
-PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
+#: The ACLs of XFS as they are stored: what ``system.posix_acl_access`` and ``_default`` say, under a second name.
+ACL_AGAIN: Final = b"trusted.SGI_ACL_"
+#: Attributes that belong to the file system or the kernel. Those of Lustre say where a content lies, and are made with
+#: a file (lustre_idl.h; no Lustre was at hand to try it).
+PRIVATE: Final = (
+    b"trusted.overlay.",
+    b"btrfs.",
+    b"security.ima",
+    b"security.evm",
+    ACL_AGAIN,
+    b"lustre.",
+    *(b"trusted." + name for name in (b"lov", b"lma", b"lmv", b"dmv", b"hsm", b"som", b"link", b"fid")),
+)
+#: But for these a new file gets those of the one that it replaces.
+MADE_ANEW: Final = tuple(name for name in PRIVATE if name != b"btrfs.")
 
 
 def may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
@@ -45,7 +60,7 @@ def take_over(fd: int, target: Attrs, actual: Attrs | None) -> str:
     seen. Returns why not, with the file as it was. If that was found only after its rights had been taken away, it has
     no such power of its own any more: a write takes that away, and one in between found nothing to take.  # R13"""
     st = os.fstat(fd)
-    if not _empowers(st, target):
+    if not empowers(st, target):
         return ""
     if being_written(fd):  # asked before anything is changed: a kill after that would leave it root's, and him writing
         return WRITTEN
@@ -80,7 +95,8 @@ def _holds(fd: int, actual: Attrs) -> bool:
     return sha.hexdigest() == str(actual["sha256"])
 
 
-def _empowers(st: os.stat_result, target: Attrs) -> bool:
+def empowers(st: os.stat_result, target: Attrs) -> bool:
+    """Whether a user's file becomes root's or another's, or set-uid, or gets capabilities."""
     uid, mode = ids(target, st)[0], int(target.get("mode", "0"), 8)
     capable = "security.capability" in target.get("xattrs", {})
     return bool(capable or mode & SET_ID or uid != st.st_uid != 0)
@@ -102,7 +118,7 @@ def _has_xattrs(fd: int, target: Attrs) -> bool:
     """Whether the attributes are as wanted, or not mentioned."""
     if "xattrs" not in target:
         return True
-    wanted = {decode_name(k): base64.b64decode(v) for k, v in target["xattrs"].items()}
+    wanted = _wanted(target)
     try:
         names = {os.fsencode(n) for n in os.listxattr(fd)}
         own = {n for n in names if not n.startswith(PRIVATE)}
@@ -130,7 +146,7 @@ def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, ol
     now = os.fstat(fd)
     if (now.st_uid, now.st_gid) != (uid, gid):
         os.fchown(fd, uid, gid)
-    wanted = {decode_name(k): base64.b64decode(v) for k, v in target.get("xattrs", {}).items()}
+    wanted = _wanted(target)
     if "xattrs" not in target and st is not None and old:
         wanted = _present_xattrs(dirfd, old)
     _set_xattrs(fd, wanted, exact="xattrs" in target)
@@ -142,12 +158,23 @@ def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, ol
         os.fchmod(fd, mode)
 
 
+def own_xattrs(xattrs: Mapping[str, str]) -> dict[str, str]:
+    """A file's own among these (name -> base64): a journal of before has the ACLs of XFS under both of their names."""
+    return {k: v for k, v in xattrs.items() if not decode_name(k).startswith(PRIVATE)}
+
+
+def _wanted(target: Attrs) -> dict[bytes, bytes]:
+    return {decode_name(k): base64.b64decode(v) for k, v in own_xattrs(target.get("xattrs", {})).items()}
+
+
 def _present_xattrs(dirfd: int, leaf: bytes) -> dict[bytes, bytes]:
     """The attributes of the replaced file; none if there are excessively many.  # S6"""
     fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
     try:
         found, size = {}, 0
         for name in map(os.fsencode, os.listxattr(fd)):
+            if name.startswith(MADE_ANEW):
+                continue
             found[name] = os.getxattr(fd, name)
             size += len(name) + len(found[name])
             if size > XATTRS_MAX:
@@ -167,7 +194,11 @@ def _set_xattrs(fd: int, wanted: dict[bytes, bytes], *, exact: bool) -> None:
     if exact:
         for name in present:
             if name not in wanted and not name.startswith(PRIVATE):
-                os.removexattr(fd, name)
+                try:
+                    os.removexattr(fd, name)
+                except OSError as exc:
+                    if exc.errno != errno.ENODATA:  # it went with another one, or somebody else has removed it
+                        raise
     for name, value in wanted.items():
         if name not in present or os.getxattr(fd, name) != value:
             os.setxattr(fd, name, value)

@@ -9,6 +9,7 @@ from typing import Any
 from pact.host import owned
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import from_base64
+from pact.resources.support.dress import ACL_AGAIN, PRIVATE, own_xattrs
 
 
 def content(value: dict[str, Any], base_dir: str) -> tuple[Attrs | None, dict[str, bytes], bool]:
@@ -88,4 +89,7 @@ def xattrs(value: Any) -> dict[str, str]:
         if b"\0" in decode_name(name) or encode_name(decode_name(name)) != name or "." not in name:
             raise ValueError(f"xattrs: {name!r} is no attribute's name; write for example user.note")
         from_base64(f"xattrs: {name}", text)
-    return {k: value[k] for k in sorted(value)}
+        raw = decode_name(name)
+        if raw.startswith(PRIVATE) and not raw.startswith(ACL_AGAIN):  # that stands in exports of before
+            raise ValueError(f"xattrs: {name} belongs to the kernel or the file system, and cannot be declared")
+    return own_xattrs({k: value[k] for k in sorted(value)})

@@ -23,7 +23,7 @@ from pact.errors import RestoreError
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import Blobs
 from pact.resources.support import unsealed
-from pact.resources.support.dress import FILE_FLAGS, dress, ids, may_dress, take_over
+from pact.resources.support.dress import FILE_FLAGS, WRITTEN, being_written, dress, empowers, ids, may_dress, take_over
 from pact.resources.support.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.support.loose import LOOSE, MADE
 from pact.resources.support.reading import read_whole
@@ -418,10 +418,13 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never change a file that somebody else put there
                 raise RestoreError(REPLACED)
             if may_dress(dirfd, fd, target):
-                if why := take_over(fd, target, step.actual):
-                    raise RestoreError(f"{why}; {LEFT}")
-                dress(fd, target, st)
-                return
+                if syscalls.leases_tell(fd) or not empowers(now, target):
+                    if why := take_over(fd, target, step.actual):
+                        raise RestoreError(f"{why}; {LEFT}")
+                    dress(fd, target, st)
+                    return
+                if being_written(fd):  # and who has it mapped is not told: it becomes a new one  # R13
+                    raise RestoreError(f"{WRITTEN}; {LEFT}")
             same = _content_of(fd, now, step.actual)
         finally:
             os.close(fd)
