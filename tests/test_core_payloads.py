@@ -143,6 +143,23 @@ def test_what_cannot_be_read_again_is_not_written() -> None:
             said.to_data()
 
 
+def test_what_was_right_once_lets_nothing_wrong_pass() -> None:
+    """The types that the fields had are remembered; what is equal to a default, or is inside a field, is not told by
+    them."""
+    right = node.RolledBack("c1", ANN, results={"file:/a": "restored"})
+    wrong = node.RolledBack("c1", ANN, results={"file:/a": 5})  # type: ignore[dict-item]
+    empty = node.DriftDetected("file:/a", "c1", ANN, 1, None, 1, 1, secret=0)  # type: ignore[arg-type]
+    full = node.DriftDetected("file:/a", "c1", ANN, 1, None, 1, 1, secret=1)  # type: ignore[arg-type]
+    assert right.to_data() == right.to_data() and "secret" not in empty.to_data()
+    for said in (wrong, full):
+        with pytest.raises(ValueError, match="has the wrong type"):
+            said.to_data()
+    row = root.GroupForced.from_data(_whole(root.GroupForced)).to_data()
+    for gid in ("", "g", "7"):
+        with pytest.raises(ValueError, match="group of group_forced"):
+            root.GroupForced.from_data({**row, "group": gid})
+
+
 def test_what_is_empty_is_left_out_whatever_kind_of_empty_it_is() -> None:
     said = node.DriftDetected("file:/a", "c1", ANN, 1, None, 1, 1, also=[])
     assert "also" not in said.to_data()

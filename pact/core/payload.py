@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
-from operator import itemgetter
+from itertools import compress
+from operator import attrgetter, getitem, itemgetter, ne
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
 from pact.model import Attrs, Json, JsonRead, Owner
@@ -70,16 +71,19 @@ class Payload:
         read again are not written.
         """
         form = _form(type(self))
-        data = {key: getattr(self, name) for name, key in form.names}
-        for key, default, hollow in form.left_out:
-            if (value := data[key]) == default or (hollow and not value):
+        values = form.values(self)
+        data = dict(compress(zip(form.keys, values, strict=True), map(ne, values, form.left_out)))
+        for key in form.hollow:
+            if key in data and not data[key]:
                 del data[key]
         for key, write in form.writes:
             if (value := data.get(key)) is not None:
                 data[key] = write(value)
-        for at, check in form.checks:
-            if (key := form.names[at][1]) in data and not check(data[key]):
-                raise ValueError(f"{key} of {self.type} has the wrong type")
+        shape = (*data, *map(type, data.values()))
+        for at, default, check in form.deep if shape in form.known else form.checks:
+            if (value := data.get(form.keys[at], default)) is not default and not check(value):
+                raise ValueError(f"{form.keys[at]} of {self.type} has the wrong type")
+        form.known.add(shape)
         return data
 
     @classmethod
@@ -89,13 +93,14 @@ class Payload:
         """
         form = _form(cls)
         try:
-            values = list(form.needed(data))
+            values = [*form.needed(data), *map(data.get, form.optional, form.defaults)]
         except KeyError as exc:
             raise ValueError(f"{cls.type} without {exc.args[0]}") from None
-        values += [data.get(key, default) for key, default in form.optional]
-        for at, check in form.checks:
-            if not check(values[at]):
-                raise ValueError(f"{form.names[at][1]} of {cls.type} has the wrong type")
+        shape = tuple(map(type, values))
+        for at, default, check in form.deep if shape in form.known else form.checks:
+            if (value := values[at]) is not default and not check(value):
+                raise ValueError(f"{form.keys[at]} of {cls.type} has the wrong type")
+        form.known.add(shape)
         for at, key, read in form.reads:
             if key in data and values[at] is not None:
                 try:
@@ -105,43 +110,48 @@ class Payload:
         return cls(*values)
 
 
-Check = Callable[[Any], bool]
+Check = Callable[[Any], object]  # what it returns is true or false
 Turn = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Codec:
-    """How the values of one annotation are coded. ``check``: whether this JSON may be one; ``read`` and ``write``: from
-    and to JSON, ``None`` if the value is its own JSON.
+    """How the values of one annotation are coded. ``kinds``: the types of its JSON; ``deep``: what must also be true of
+    a value of these types; ``read`` and ``write``: from and to JSON, ``None`` if the value is its own JSON.
     """
 
-    check: Check
+    kinds: frozenset[type]
+    deep: Check | None = None
     read: Turn | None = None
     write: Turn | None = None
 
+    def check(self, value: Any) -> bool:
+        """Whether this JSON may be one."""
+        return type(value) in self.kinds and (self.deep is None or bool(self.deep(value)))
 
-def _is(*kinds: type) -> Check:
-    return lambda value: type(value) in kinds
+
+def _is(kind: type) -> _Codec:
+    return _Codec(frozenset({kind}))
 
 
 def _owner(value: Any) -> bool:
-    return type(value) is dict and type(value.get("key")) is type(value.get("user")) is str
+    return type(value.get("key")) is type(value.get("user")) is str
 
 
-def _class(cls: Any, check: Check) -> _Codec:
-    """The codec of a class that reads and writes itself."""
-    return _Codec(check, cls.from_json, cls.to_json)
+def _class(cls: Any, deep: Check | None = None) -> _Codec:
+    """The codec of a class that reads and writes itself as an object."""
+    return _Codec(frozenset({dict}), deep, cls.from_json, cls.to_json)
 
 
 _SINGLE: Final[Mapping[str, _Codec]] = {
-    "None": _Codec(lambda value: value is None),
-    "str": _Codec(_is(str)),
-    "int": _Codec(_is(int)),
-    "bool": _Codec(_is(bool)),
-    "Id": _Codec(lambda value: type(value) is str and _ID.fullmatch(value) is not None),
-    "Attrs": _Codec(_is(dict)),
-    "Value": _Codec(_is(dict)),
-    "Saved": _Codec(_is(dict)),
+    "None": _is(type(None)),
+    "str": _is(str),
+    "int": _is(int),
+    "bool": _is(bool),
+    "Id": _Codec(frozenset({str}), _ID.fullmatch),
+    "Attrs": _is(dict),
+    "Value": _is(dict),
+    "Saved": _is(dict),
     "Owner": _class(Owner, _owner),
 }
 
@@ -152,11 +162,12 @@ def _codec(annotation: str, names: Mapping[str, Any]) -> _Codec:
     text = annotation.removesuffix(" | None")
     if text != annotation:
         one = _codec(text, names)
-        return _Codec(lambda value: value is None or one.check(value), one.read and _unless_none(one.read), one.write)
+        deep, read = one.deep and _unless_none(one.deep, True), one.read and _unless_none(one.read, None)
+        return _Codec(one.kinds | {type(None)}, deep, read, one.write)
     if text in _SINGLE:
         return _SINGLE[text]
     if text in names:
-        return _class(names[text], _is(dict))
+        return _class(names[text])
     outer, _, inner = text.removesuffix("]").partition("[")
     if outer == "Sequence":
         return _rows(_codec(inner, names))
@@ -164,40 +175,56 @@ def _codec(annotation: str, names: Mapping[str, Any]) -> _Codec:
     return _table(_codec(inner.removeprefix("str, "), names))
 
 
-def _unless_none(turn: Turn) -> Turn:
-    return lambda value: None if value is None else turn(value)
+def _unless_none(turn: Turn, otherwise: Any) -> Turn:
+    return lambda value: otherwise if value is None else turn(value)
 
 
 def _rows(one: _Codec) -> _Codec:
-    check, read, write = one.check, one.read, one.write
+    each, read, write = _each(one), one.read, one.write
     return _Codec(
-        lambda value: type(value) in (list, tuple) and all(map(check, value)),
+        frozenset({list, tuple}),
+        each,
         None if read is None else lambda value: [read(v) for v in value],
         None if write is None else lambda value: [write(v) for v in value],
     )
 
 
 def _table(one: _Codec) -> _Codec:
-    check, read, write = one.check, one.read, one.write
+    each, read, write = _each(one), one.read, one.write
     return _Codec(
-        lambda value: type(value) is dict and all(map(check, value.values())),
+        frozenset({dict}),
+        lambda value: each(value.values()),
         None if read is None else lambda value: {k: read(v) for k, v in value.items()},
         None if write is None else lambda value: {k: write(v) for k, v in value.items()},
     )
 
 
+def _each(one: _Codec) -> Check:
+    """Whether all of these values may be one."""
+    if one.deep is None:
+        return lambda values: one.kinds.issuperset(map(type, values))
+    return lambda values: all(map(one.check, values))
+
+
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """The fields of a class, analysed once. ``checks`` and ``reads``: by the fields' positions; ``writes`` and
-    ``left_out``: by key."""
+    """The fields of a class, analysed once. ``checks``, ``deep`` and ``reads``: by the fields' positions; ``writes``:
+    by key."""
 
-    names: tuple[tuple[str, str], ...]  # names of its fields, in order, with their keys in JSON
+    keys: tuple[str, ...]  # in JSON, in the order of the fields
+    values: Callable[[Any], tuple[Any, ...]]  # of an object's fields
     needed: Callable[[JsonRead], tuple[Any, ...]]
-    optional: tuple[tuple[str, Any], ...]
-    checks: tuple[tuple[int, Check], ...]
+    optional: tuple[str, ...]
+    defaults: tuple[Any, ...]  # of these
+    checks: tuple[tuple[int, Any, Check], ...]  # with the default, which need not be a JSON value (a tuple)
+    deep: tuple[tuple[int, Any, Check], ...]  # those that look at more than the value's own type
     reads: tuple[tuple[int, str, Turn], ...]
     writes: tuple[tuple[str, Turn], ...]
-    left_out: tuple[tuple[str, Any, bool], ...]  # and whether any empty value equals the default
+    left_out: tuple[Any, ...]  # of each field the value that is not written, MISSING if there is none
+    hollow: tuple[str, ...]  # of which no empty value is written, whatever kind of empty it is
+    #: The types of all fields' values that were found right before, and of those that were written, with their keys: a
+    #: class has few of them, and only what is in the fields has to be checked again.
+    known: set[tuple[Any, ...]] = field(default_factory=set)
 
 
 _FORMS: Final[dict[type[Payload], _Form]] = {}
@@ -217,28 +244,26 @@ def _made(cls: type[Payload]) -> _Form:
     module = vars(sys.modules[cls.__module__])
     codecs = [_codec(cast("str", f.type), module) for f in own]
     needed = [key for f, key in zip(own, keys, strict=True) if f.default is MISSING]
-    optional = tuple((key, f.default) for f, key in zip(own, keys, strict=True) if f.default is not MISSING)
-    always_written = {key for f, key in zip(own, keys, strict=True) if f.metadata.get("always")}
+    optional = tuple(key for f, key in zip(own, keys, strict=True) if f.default is not MISSING)
+    left_out = tuple(MISSING if f.metadata.get("always") else f.default for f in own)
     return _Form(
-        tuple((f.name, key) for f, key in zip(own, keys, strict=True)),
-        _getter(needed),
+        keys,
+        _getter(attrgetter, [f.name for f in own], getattr),
+        _getter(itemgetter, needed, getitem),
         optional,
-        tuple((at, _or_default(c.check, own[at].default)) for at, c in enumerate(codecs)),
+        tuple(f.default for f in own if f.default is not MISSING),
+        tuple((at, own[at].default, c.check) for at, c in enumerate(codecs)),
+        tuple((at, own[at].default, c.deep) for at, c in enumerate(codecs) if c.deep is not None),
         tuple((at, keys[at], c.read) for at, c in enumerate(codecs) if c.read is not None),
         tuple((keys[at], c.write) for at, c in enumerate(codecs) if c.write is not None),
-        tuple((k, default, default in ((), NOTHING)) for k, default in optional if k not in always_written),
+        left_out,
+        tuple(key for key, default in zip(keys, left_out, strict=True) if default in ((), NOTHING)),
     )
 
 
-def _getter(keys: list[str]) -> Callable[[JsonRead], tuple[Any, ...]]:
-    """``itemgetter`` of these keys that always returns a tuple, however many keys there are."""
-    if len(keys) > 1:
-        return cast("Callable[[JsonRead], tuple[Any, ...]]", itemgetter(*keys))
-    return lambda data: tuple(data[key] for key in keys)
-
-
-def _or_default(check: Check, default: Any) -> Check:
-    """A missing field has its default, which need not be a JSON value (a tuple)."""
-    if default is MISSING:
-        return check
-    return lambda value: value is default or check(value)
+def _getter(many: Any, names: list[str], one: Callable[[Any, str], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """``attrgetter`` or ``itemgetter`` of these names that always returns a tuple, however many names there are.
+    ``one`` gets one of them."""
+    if len(names) > 1:
+        return cast("Callable[[Any], tuple[Any, ...]]", many(*names))
+    return lambda of: tuple(one(of, name) for name in names)
