@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field
-from datetime import UTC, datetime
+from datetime import date
 from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -115,6 +115,7 @@ _MARKS: Final = (
 )
 _COMMAND: Final = re.compile(rb'"command":"(?:[^"\\]|\\.)*?[ /]')
 
+_FIRST_DAY: Final = date(1970, 1, 1).toordinal()
 FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
 
 
@@ -278,9 +279,12 @@ def is_last(part: Sequence[int]) -> bool:
 def rfc3339(wall_ns: int) -> str:
     """RFC 3339 in UTC with microseconds."""
     whole, rest = divmod(wall_ns, NS_PER_S)
-    return f"{_second(whole)}.{rest // 1000:06d}Z"
+    days, second = divmod(whole, 86_400)
+    hour, second = divmod(second, 3600)
+    return f"{_day(days)}T{hour:02d}:{second // 60:02d}:{second % 60:02d}.{rest // 1000:06d}Z"
 
 
 @lru_cache(maxsize=64)
-def _second(whole: int) -> str:
-    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}"
+def _day(days: int) -> str:
+    """The date so many days after 1970 began. Most records have the date of the one before."""
+    return date.fromordinal(_FIRST_DAY + days).isoformat()
