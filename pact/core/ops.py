@@ -8,7 +8,6 @@ classes. Arguments travel as JSON and are checked against the class; an instance
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import get_annotations
 from types import NoneType
 from typing import Final, dataclass_transform
 
@@ -477,17 +476,17 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 
 def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:
     """The fields of a request's arguments, each with the types that its value may have."""
-    return {name: _TYPES[text] for name, text in get_annotations(op).items()}
+    return {name: _TYPES[text] for name, text in op.__annotations__.items()}
 
 
 def texts(op: type[Op], field: str) -> bool:
     """Whether a field is a list of texts."""
-    return bool(get_annotations(op)[field] == "Sequence[str]")
+    return bool(op.__annotations__[field] == "Sequence[str]")
 
 
 def needed(op: type[Op]) -> tuple[str, ...]:
     """The required fields."""
-    return tuple(name for name in get_annotations(op) if name not in op.__dict__)
+    return tuple(name for name in op.__annotations__ if name not in op.__dict__)
 
 
 #: Numbers in arguments must be smaller than this.
@@ -512,7 +511,7 @@ def wrong(op: type[Op], args: JsonRead) -> str:
 def args_of(op: Op) -> Json:
     """The arguments as they travel: those that equal their default are left out."""
     kind = type(op)
-    given = {name: getattr(op, name) for name in get_annotations(kind)}
+    given = {name: getattr(op, name) for name in kind.__annotations__}
     return {name: value for name, value in given.items() if name not in kind.__dict__ or kind.__dict__[name] != value}
 
 

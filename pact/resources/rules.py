@@ -31,7 +31,7 @@ class KindRules:
     """The part of ``core.node.ledger.Rules`` that is the same on a real machine and on a simulated one."""
 
     def nature(self, resource: str) -> Nature:
-        return nature(resource)
+        return KINDS[resource.partition(":")[0]]
 
     def moved_by(self, kinds: Set[str]) -> tuple[str, ...]:
         return moved_by(kinds)

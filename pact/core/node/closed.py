@@ -26,7 +26,7 @@ class Names:
     def __init__(self, resources: Iterable[str] = ()) -> None:
         self._ids: set[str] = set()
         self._resources: dict[str, str] = {}  # name -> resource, also of what was taken out of late
-        self._out: list[str] = []
+        self.left: list[str] = []  # was taken out, and is hidden until ``forget``
         self._lengths: Counter[int] = Counter()
         self._above: Counter[str] = Counter()  # the first directory of each name: few texts have one of them
         self.add(resources)
@@ -55,11 +55,11 @@ class Names:
         """Its name is hidden until ``forget``: in what is said of how it has left, too."""
         if resource in self._ids:
             self._ids.remove(resource)
-            self._out.append(resource)
+            self.left.append(resource)
 
     def forget(self) -> None:
         """Hide no longer what was taken out."""
-        out, self._out = self._out, []
+        out, self.left = self.left, []
         for resource in out:
             name = resource.partition(":")[2]
             if resource not in self._ids and self._resources.get(name) == resource:

@@ -70,7 +70,8 @@ class Desk(Ledger):
         if isinstance(seen, Unreadable):  # D1: unreadable is never drift
             self.unreadable[resource] = seen.why
             return False
-        self.unreadable.pop(resource, None)
+        if self.unreadable:
+            self.unreadable.pop(resource, None)
         change = self.state.change_of(resource)
         if change is not None and change.state == life.ROLLING:  # R2: the change is frozen
             return False
@@ -93,7 +94,7 @@ class Desk(Ledger):
             sighting = replace(sighting, owner=self.state.enforced[resource])
         if change is not None and change.members[resource].actual != seen:
             self._remember_meant(change, resource, sighting.owner, cleared=False)
-        drifted = self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
+        drifted = self._drift(sighting, change, seen, deviation_n, self.weight_n(resource, declared), intent)
         if drifted and resource in self.meant:
             self._meant_again(resource, sighting)
         return drifted
@@ -103,17 +104,23 @@ class Desk(Ledger):
         it is not any more: they alone are told then.  # R14"""
         if member.owed and member.actual == declared.attrs:
             return False
-        by = replace(change.owner, command=member.command)
+        by = change.owner.with_command(member.command)
         self.detect(
             member.resource, change.id, by, declared.attrs, 1, member.weight_n, member.opened_ns, member.moved_with
         )
         return True
 
     def _drift(
-        self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int, intent: Change | None
+        self,
+        sighting: Sighting,
+        change: Change | None,
+        actual: Attrs | None,
+        deviation_n: int,
+        weight_n: int,
+        intent: Change | None,
     ) -> bool:
+        """``change``: the one that has the resource now."""
         state, resource, writer, moved_with = self.state, sighting.resource, sighting.owner, sighting.moved_with
-        change = state.change_of(resource)
         identified = writer is not None and writer.key != UNATTRIBUTED.key
         if change is not None:
             member = change.members[resource]
@@ -143,7 +150,7 @@ class Desk(Ledger):
             return True
         if change is not None and (not identified or (writer is not None and writer.whose == change.owner.whose)):
             member = change.members[resource]
-            by = writer if identified and writer is not None else replace(change.owner, command=member.command)
+            by = writer if identified and writer is not None else change.owner.with_command(member.command)
             moved_with = moved_with if identified else moved_with or member.moved_with
             self.detect(
                 resource,
@@ -306,7 +313,7 @@ class Desk(Ledger):
         cid = change.id
         if len(change.members) > 1:
             member = change.members[resource]
-            cid = self._apart(change, resource, replace(change.owner, command=member.command), sighting)
+            cid = self._apart(change, resource, change.owner.with_command(member.command), sighting)
         self._hold_as_well(cid, lacking)
 
     def _place(self, cid: str, owner: Owner, why: str, ends_ns: int) -> None:
@@ -321,7 +328,7 @@ class Desk(Ledger):
         if change is None:
             return []
         member = change.members[resource]
-        holder = replace(change.owner, command=member.command)
+        holder = change.owner.with_command(member.command)
         by_rule = owner.then in (writers.COMMIT, writers.ROLLBACK) and member.actual != actual
         before = [*member.also, holder, *([] if known else [UNATTRIBUTED])]
         others = {o.key: o for o in before if by_rule or o.key != UNATTRIBUTED.key}

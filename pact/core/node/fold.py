@@ -32,14 +32,16 @@ def apply(state: State, record: Record) -> None:
     state.t_ns = max(state.t_ns, record.t_ns)
     handler = _HANDLERS.get(record.type)
     if handler is not None:
-        handler(state, record, payloads.of(record))
+        said = record.payload
+        handler(state, record, payloads.of(record) if said is None else said)
     state.note(state.t_ns)
 
 
 def _agent_started(state: State, record: Record, said: payloads.AgentStarted) -> None:
     was_enforcing, fresh = state.settings.enforce, record.seq == 0
     known, state.settings = state.settings.dimensions, said.settings
-    if known:  # a kind that is gone keeps its dimension: its drift is part of the sums
+    if not known.keys() <= said.settings.dimensions.keys():
+        # A kind that is gone keeps its dimension: its drift is part of the sums.
         state.settings = replace(state.settings, dimensions={**known, **state.settings.dimensions})
     state.boot_id, state.offset_ns = said.boot_id, said.offset_ns
     state.not_before_ns = said.not_before_ns
@@ -239,11 +241,13 @@ def _rollback_started(state: State, record: Record, said: payloads.RollbackStart
     debts.begin(state, (s.id for s in said.plan))
     saved = {r: v["sha256"] for r, v in said.saves.items() if v.get("sha256")}
     joined = {s.id: s.target for s in said.plan if s.id not in change.members}
-    change.rolling = replace(
-        before,
-        steps=[*before.steps, *(s.id for s in said.plan)],
-        saved={**(before.saved or {}), **saved},
-        joined={**before.joined, **joined},
+    change.rolling = Rolling(
+        before.cause,
+        [*before.steps, *(s.id for s in said.plan)],
+        before.skipped,
+        {**(before.saved or {}), **saved},
+        before.seq,
+        {**before.joined, **joined},
     )
 
 

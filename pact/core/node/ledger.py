@@ -28,6 +28,8 @@ CLOSING_NS: Final = 120 * NS_PER_S
 #: Between so many resources the shell may have a turn.
 PAUSE_EVERY: Final = 32
 
+_SIZED: Final = (list, tuple, dict)
+
 T = TypeVar("T")
 
 
@@ -117,6 +119,11 @@ class Ledger:
 
     def in_turns(self, items: Iterable[T]) -> Iterator[T]:
         """The items of a long decision; between some of them the shell may have a turn."""
+        if type(items) in _SIZED and len(items) < PAUSE_EVERY:  # type: ignore[arg-type]
+            return iter(items)
+        return self._turns(items)
+
+    def _turns(self, items: Iterable[T]) -> Iterator[T]:
         for at, item in enumerate(items, 1):
             if not at % PAUSE_EVERY:
                 self._pause(self.moved)
@@ -135,7 +142,8 @@ class Ledger:
         self.moved = True
         data = payload.to_data()
         # S2; what was refused was named by who asked, and must not tell him whether he has guessed well
-        if not isinstance(payload, payloads.Denied) and (found := self.closed_names().within(data)):
+        told = not isinstance(payload, payloads.Denied)
+        if self.state.closed and told and (found := self.closed_names().within(data)):
             data["closed"] = sorted({*found, *data.get("closed", ())})
         if actor.call:  # T12
             data["call"] = actor.call
@@ -246,11 +254,12 @@ class Ledger:
 
     def reindex(self) -> None:
         """Update the wheels with what the step's records moved: O(number of moved names)."""
-        touched, state = self.state.touched, self.state
+        touched, state, alarms = self.state.touched, self.state, self.alarms
         for cid in touched.changes:
             change = state.changes.get(cid)
             if change is None:
-                self.alarms.cancel(("retry", cid))
+                if ("retry", cid) in alarms:
+                    alarms.cancel(("retry", cid))
                 continue
             touched.members.update(dict.fromkeys(change.members))
             wants_retry = (
@@ -259,10 +268,11 @@ class Ledger:
                 and bool(change.holders)
                 and not change.group
             )
-            if not wants_retry:
-                self.alarms.cancel(("retry", cid))
-            elif ("retry", cid) not in self.alarms and cid not in self.busy:
-                self.alarms.schedule(("retry", cid), self.t_ns + state.settings.retry_ns)
+            waits = ("retry", cid) in alarms
+            if waits and not wants_retry:
+                alarms.cancel(("retry", cid))
+            elif wants_retry and not waits and cid not in self.busy:
+                alarms.schedule(("retry", cid), self.t_ns + state.settings.retry_ns)
         for resource in self.in_turns(touched.members):
             change = state.change_of(resource)
             if change is not None:
@@ -276,10 +286,11 @@ class Ledger:
             if change is None:
                 self.ruled.pop(cid, None)
             if change is None or not self.by_rule(change):
-                self.alarms.cancel(("rule", cid))
+                if ("rule", cid) in alarms:
+                    alarms.cancel(("rule", cid))
             elif cid not in self.busy:
                 ended = change.owner.run in self.ended_runs
-                self.alarms.schedule(("rule", cid), self.t_ns + (writers.ENDED_NS if ended else writers.QUIET_NS))
+                alarms.schedule(("rule", cid), self.t_ns + (writers.ENDED_NS if ended else writers.QUIET_NS))
             if change is None or change.state != life.OPEN or not change.members or change.closing or change.intents:
                 self.closing.cancel(cid)
             elif not change.group:

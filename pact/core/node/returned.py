@@ -23,7 +23,7 @@ CAUSE = "returned"
 def found(node: Desk, sightings: Sequence[Sighting]) -> list[Sighting]:
     """Those of these observations, which are not taken in yet, that show a returned resource."""
     state = node.state
-    if not state.settings.enforce or state.suspended or state.holds:
+    if not state.changes or state.suspended or state.holds:
         return []
     return [s for s in sightings if s.owner is None and isinstance(s.observation, dict) and _was_gone(node, s)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -221,27 +222,31 @@ class State:
     # -- its moves: what the fold is made of ---------------------------------------------------------------------
 
     def note(self, t_ns: int) -> None:
-        s = self.settings
-        if self._noted[0] != self.open_sum_n or self._noted[1] is not s:  # most records change neither
+        s, noted, windows = self.settings, self._noted, self.windows
+        if noted[0] != self.open_sum_n or noted[1] is not s:  # most records change neither
             shortest_ns = min(s.floor_ns, s.base_ns)  # W3: no window is shorter than the floor or longer than the base
             w_ns = max(shortest_ns, window(self.open_sum_n, s.base_ns, s.sensitivity_n))
-            self._noted = (self.open_sum_n, s, w_ns)
-        self.windows.note(t_ns, self._noted[2])
+            noted = self._noted = (self.open_sum_n, s, w_ns)
+        if noted[2] != windows.now_w or windows.past:
+            windows.note(t_ns, noted[2])
 
     def take(self, change: Change, what: str) -> None:
         """Make one transition and keep the sum of open drift right.  # A2"""
-        before, was = change.sum_n if change.state == life.OPEN else 0, change.state
+        was = change.state
         change.take(what)
-        after = change.sum_n if change.state == life.OPEN else 0
-        self.open_sum_n += after - before
-        if change.state != was:
+        now = change.state
+        if now != was:
+            if was == life.OPEN:
+                self.open_sum_n -= change.sum_n
+            elif now == life.OPEN:
+                self.open_sum_n += change.sum_n
             self.touched.changes[change.id] = None
-        if change.state in _CLOSED:
+        if now in _CLOSED:
             if self.ambient.get(change.owner.whose) == change.id:
                 del self.ambient[change.owner.whose]
         elif change.ambient:
             self.ambient.setdefault(change.owner.whose, change.id)
-        if change.state == life.SETTLED:
+        if now == life.SETTLED:
             self.settle(change)
 
     def settle(self, change: Change) -> None:
@@ -471,7 +476,7 @@ class State:
             assert resource in self.changes[cid].members, (resource, cid)
             assert resource in self._declared, resource
         for resource, known in self._decoded.items():
-            assert known == Declared.from_json(strict.own(self._declared[resource])), resource
+            assert known == _decoded(self._declared[resource]), resource
         owners = [u.owner.key for u in self.untracked.values()]
         assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
@@ -497,6 +502,12 @@ def revised(owed: Sequence[str], before: Sequence[str], now: Sequence[str]) -> l
     is not in either), and who is new. So a name that nobody could be told is put right.  # R14"""
     stay = [n for n in owed if n in now or n not in before]
     return [*stay, *(n for n in now if n not in before and n not in stay)] if owed else []
+
+
+@lru_cache(maxsize=1024)
+def _decoded(raw: bytes) -> Declared:
+    """For ``check``, which asks for the same values again and again."""
+    return Declared.from_json(strict.own(raw))
 
 
 def compact(value: Any) -> bytes:

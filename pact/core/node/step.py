@@ -79,7 +79,9 @@ class Node(Desk):
     def step(self, event: Event) -> list[Effect]:
         """Decide. Never raises for an act of an operator or of the machine; an AssertionError is a bug."""
         kind = type(event)
-        self.state.closed.forget()
+        state, pace = self.state, self.pace
+        if state.closed.left:
+            state.closed.forget()
         self.effects, self.moved = [], kind is not Asked  # the others bring news that the state lacks
         self.fleet_before = self.fleet_fence, self.fleet_seq
         self.t_ns = max(self.t_ns, event.t_ns)
@@ -89,15 +91,15 @@ class Node(Desk):
         _STEPS[kind](self, event)
         if self.refusals.beyond:
             self._tell_refusals()
-        if self.pace:
+        if pace.waiting or pace.leaving or pace.crowded:
             tracked.flush(self)
-        if self.state.groups or self.deciding:
+        if state.groups or self.deciding:
             groups.finish_done(self)
-        if self.state.telling and self.scanned:
+        if state.telling and self.scanned:
             self._tell_later()
         if self.waiting:
             replies.answer_complete(self)
-        touched = self.state.touched
+        touched = state.touched
         if touched.members or touched.changes or touched.timers:
             self.reindex()
         self.moved = True
@@ -117,10 +119,13 @@ class Node(Desk):
             _ALARMS[kind](self, name)
         if not self.windows or state.suspended or self.t_ns < self.alone_until_ns:
             return
-        self._announce()  # also within the floor after a reboot, while there is time to warn
+        if self.closing:
+            self._announce()  # also within the floor after a reboot, while there is time to warn
         if self.t_ns < state.not_before_ns:
             return
         due = self.windows.advance(self.t_ns - state.windows.effective(self.t_ns))
+        if not due:
+            return
         for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
             change = state.changes.get(cid)
             if change is None or change.state != life.OPEN or cid in self.busy:

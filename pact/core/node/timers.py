@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from pact._fast import TimerWheel
 
 T = TypeVar("T")
 
 
-class NamedTimers(Generic[T]):
-    """A ``TimerWheel`` whose keys are hashable values. Numbers are reused, so they stay small and dense. The first
-    ``schedule`` creates the wheel: a node without drift does not need its 80 KiB.
+class NamedTimers(dict[T, int]):
+    """A ``TimerWheel`` whose keys are hashable values: the dictionary has the number of each name that waits. It is one
+    because every step asks whether any waits. Numbers are reused, so they stay small and dense. The first ``schedule``
+    creates the wheel: a node without drift does not need its 80 KiB.
     """
 
     def __init__(self, now_ns: int = 0) -> None:
+        super().__init__()
         self._now_ns = now_ns
-        self._number: dict[T, int] = {}
         self._name: list[T | None] = []
         self._free: list[int] = []
-
-    @cached_property
-    def _wheel(self) -> TimerWheel:
-        return TimerWheel(self._now_ns)
-
-    def __len__(self) -> int:
-        return len(self._number)
-
-    def __bool__(self) -> bool:
-        return bool(self._number)
-
-    def __contains__(self, name: T) -> bool:
-        return name in self._number
+        self._wheel: TimerWheel | None = None
 
     def names(self) -> list[T]:
-        return list(self._number)
+        return list(self)
 
     def schedule(self, name: T, deadline_ns: int) -> None:
         """Insert or move a name."""
-        number = self._number.get(name)
+        wheel = self._wheel
+        if wheel is None:
+            wheel = self._wheel = TimerWheel(self._now_ns)
+        number = self.get(name)
         if number is None:
             if self._free:
                 number = self._free.pop()
@@ -47,12 +38,12 @@ class NamedTimers(Generic[T]):
             else:
                 number = len(self._name)
                 self._name.append(name)
-            self._number[name] = number
-        self._wheel.schedule(number, deadline_ns)
+            self[name] = number
+        wheel.schedule(number, deadline_ns)
 
     def cancel(self, name: T) -> bool:
-        number = self._number.pop(name, None)
-        if number is None:
+        number = self.pop(name, None)
+        if number is None or self._wheel is None:
             return False
         self._wheel.cancel(number)
         self._name[number] = None
@@ -62,21 +53,21 @@ class NamedTimers(Generic[T]):
     def advance(self, now_ns: int) -> list[T]:
         """Every name that is due at ``now_ns``, in deadline order. They are removed from the wheel."""
         out: list[T] = []
-        if not self._number:
+        if not self or self._wheel is None:
             self._now_ns = now_ns
             return out
         for number in self._wheel.advance(now_ns):
             name = self._name[number]
             assert name is not None
             out.append(name)
-            del self._number[name]
+            del self[name]
             self._name[number] = None
             self._free.append(number)
         return out
 
     def next_deadline(self) -> int | None:
-        return self._wheel.next_deadline() if self._number else None
+        return self._wheel.next_deadline() if self and self._wheel is not None else None
 
     def deadline(self, name: T) -> int | None:
-        number = self._number.get(name)
-        return None if number is None else self._wheel.deadline(number)
+        number = self.get(name)
+        return None if number is None or self._wheel is None else self._wheel.deadline(number)

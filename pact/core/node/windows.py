@@ -42,22 +42,22 @@ def window(sum_n: int, base_ns: int, sensitivity_n: int) -> int:
 class Windows:
     """The ``W`` in force, and the larger ones that still give notice.
 
-    ``_past`` holds ``(W, until_ns)`` with strictly falling ``W`` and rising ``until_ns``: a smaller, older ``W`` can
+    ``past`` holds ``(W, until_ns)`` with strictly falling ``W`` and rising ``until_ns``: a smaller, older ``W`` can
     never again be the largest of a sliding interval. An intermediate ``W`` between several records of one moment was
     never in force: it neither gives notice nor takes any away.
     """
 
-    __slots__ = ("_past", "_since_ns", "floor_ns", "now_w")
+    __slots__ = ("_since_ns", "floor_ns", "now_w", "past")
 
     def __init__(self, floor_ns: int, w_ns: int) -> None:
         self.floor_ns = floor_ns
         self.now_w = w_ns
         self._since_ns = -1
-        self._past: list[tuple[int, int]] = []
+        self.past: list[tuple[int, int]] = []
 
     def note(self, now_ns: int, w_ns: int) -> None:
         """``w_ns`` is in force from ``now_ns`` on."""
-        past, over = self._past, 0
+        past, over = self.past, 0
         while over < len(past) and past[over][1] <= now_ns - self.floor_ns:
             over += 1
         if over:
@@ -65,22 +65,22 @@ class Windows:
         if w_ns == self.now_w:
             return
         if now_ns > self._since_ns:
-            while self._past and self._past[-1][0] <= self.now_w:
-                self._past.pop()
-            self._past.append((self.now_w, now_ns))
-            if len(self._past) > HISTORY_MAX:
-                self._past[:2] = [(self._past[0][0], self._past[1][1])]
+            while self.past and self.past[-1][0] <= self.now_w:
+                self.past.pop()
+            self.past.append((self.now_w, now_ns))
+            if len(self.past) > HISTORY_MAX:
+                self.past[:2] = [(self.past[0][0], self.past[1][1])]
             self._since_ns = now_ns
         self.now_w = w_ns
 
     def before(self, now_ns: int) -> int:
         """The ``W`` that was in force until this moment: whatever comes now, it counts for ``floor`` longer.  # W2"""
-        past = self._past
+        past = self.past
         return past[-1][0] if past and past[-1][1] == now_ns else self.now_w
 
     def effective(self, now_ns: int) -> int:
         """The largest ``W`` in force during the last ``floor``.  # W2"""
-        for w_ns, until_ns in self._past:
+        for w_ns, until_ns in self.past:
             if until_ns > now_ns - self.floor_ns:
                 return max(w_ns, self.now_w)
         return self.now_w
@@ -91,7 +91,7 @@ class Windows:
         Each larger ``W`` counts until ``floor`` after it was in force. They fall and their ends rise, so the first one
         under which the window would end before it stops to count is found by bisection.
         """
-        past = self._past
+        past = self.past
         if not past:
             return opening_ns + self.now_w
         larger = bisect_left(past, -self.now_w, key=lambda p: -p[0])
@@ -100,8 +100,8 @@ class Windows:
         return max(past[at - 1][1] + self.floor_ns, ends_ns) if at else ends_ns
 
     def to_json(self) -> Json:
-        return {"now": self.now_w, "since_ns": self._since_ns, "past": [list(p) for p in self._past]}
+        return {"now": self.now_w, "since_ns": self._since_ns, "past": [list(p) for p in self.past]}
 
     def load(self, data: Json) -> None:
         self.now_w, self._since_ns = data["now"], data["since_ns"]
-        self._past = [(w, until) for w, until in data["past"]]
+        self.past = [(w, until) for w, until in data["past"]]
