@@ -113,7 +113,8 @@ class Cluster:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.n = 0
         self.log: list[bytes] = []
-        self._batches: list[Sequence[chunks.Batch]] = []  # the batches of the log, as far as it was checked
+        self._folded = log.RootState()  # the log, folded from its beginning as far as it was checked
+        self._batches: list[Sequence[chunks.Batch]] = []  # of that part of it
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
@@ -190,7 +191,7 @@ class Cluster:
         first = FAR_NS
         for peer in self.peers.values():
             wake = peer.world.wake_ns() if peer.world.running else None
-            if wake is not None:
+            if wake is not None and wake < first:
                 first = min(first, max(wake, peer.not_before_ns))
         return first
 
@@ -475,11 +476,12 @@ class Cluster:
     def check(self) -> None:
         """Safety: one decision for each group, no member against it, no stale fence obeyed, every event once, every
         call once."""
-        state = log.load(None, self.log)
+        state = self._folded
+        for raw in self.log[len(self._batches) :]:
+            self._batches.append(state.apply(raw).batches)
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
         seen: dict[str, set[int]] = {}
-        self._batches += [chunks.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
         for batches in self._batches:
             for batch in batches:
                 known = seen.setdefault(batch.node, set())

@@ -9,14 +9,13 @@ end of every life, so that no error on the way stays unseen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import orjson
 
 from pact.core.node import fold
 from pact.core.node.state import State
-from pact.core.records import Record, canonical
+from pact.core.records import Record
 
 CHECK_EVERY: Final = 16
 
@@ -101,4 +100,7 @@ class Disk:
 
 def _read(record: Record) -> Record:
     """The record as it is read from a file: its dictionaries have another order than in memory."""
-    return replace(record, data=orjson.loads(canonical(record.data)), payload=None)
+    data = orjson.loads(orjson.dumps(record.data, option=orjson.OPT_SORT_KEYS))
+    return Record(
+        record.seq, record.prev, record.hash, record.time, record.t_ns, record.node, record.type, record.actor, data
+    )

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import orjson
 
 from pact.core.node.events import (
     Act,
@@ -106,8 +108,8 @@ class ShellWorld(World):
         records = self.journal
         if not seq < len(records) <= seq + RECORDS_MAX or records[seq].hash != hash_:
             return {}
-        moved = {r for record in records[seq + 1 :] for r in spoken_of(record)}
-        return {r: seen for r, seen in table.items() if r not in moved}
+        said = orjson.dumps([record.data for record in records[seq + 1 :]])
+        return {r: seen for r, seen in table.items() if orjson.dumps(r) not in said}
 
     def save(self) -> None:
         """Save the signatures, unless there are observations that the journal lacks."""
@@ -232,6 +234,8 @@ class ShellWorld(World):
 
     def _note_readers(self, record: Record) -> None:
         """Nobody has to be told any more of what a person accepts, or of what nobody reads.  # R14"""
+        if not self.stale:
+            return
         for resource, value in record.data.get("resources", {}).items() if record.type in _DECLARING else ():
             accepted = record.type == "committed" and resource not in record.data.get("owed", ())
             if accepted or value is None or (record.type != "applied" and not value.get("notify")):
@@ -323,18 +327,3 @@ class ShellWorld(World):
             return answer()
         self._later(answer_ns, answer)
         return Ticked(self.t_ns, self.wall_ns)
-
-
-def spoken_of(record: Record) -> Iterator[str]:
-    """Everything that a record names, anywhere in its data, that may be a resource."""
-    todo: list[Any] = [record.data]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, str):
-            if ":" in value:
-                yield value
-        elif isinstance(value, dict):
-            yield from value
-            todo.extend(value.values())
-        elif isinstance(value, list | tuple):
-            todo.extend(value)

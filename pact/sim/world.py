@@ -298,7 +298,8 @@ class World:
             effects = self.node.step(event)
             if acted is not None:
                 self._check_owed(acted)
-            self._perform(effects)
+            if effects or self.crash_after is not None:
+                self._perform(effects)
         except Crashed:
             self.crash()
         except DiskFull as exc:
