@@ -285,7 +285,7 @@ class Ledger:
             change = state.changes.get(cid)
             if change is None:
                 self.ruled.pop(cid, None)
-            if change is None or not self.by_rule(change):
+            if change is None or not change.owner.then or not self.by_rule(change):
                 if ("rule", cid) in alarms:
                     alarms.cancel(("rule", cid))
             elif cid not in self.busy:

@@ -117,7 +117,8 @@ class Node(Desk):
         state = self.state
         for kind, name in self.alarms.advance(self.t_ns):
             _ALARMS[kind](self, name)
-        if not self.windows or state.suspended or self.t_ns < self.alone_until_ns:
+        alone = self.alone_since_ns is not None and self.t_ns < self.alone_until_ns
+        if not self.windows or alone or state.suspended:
             return
         if self.closing:
             self._announce()  # also within the floor after a reboot, while there is time to warn

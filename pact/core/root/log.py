@@ -41,13 +41,16 @@ DECIDED: Final = "decided"
 FINISHED: Final = "finished"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cursor:
     """Up to which record the log has a node's journal."""
 
     incarnation: str
     seq: int
     hash: str
+
+
+_UNBEGUN: Final = Cursor("", -1, GENESIS)
 
 
 @dataclass(slots=True)
@@ -155,7 +158,7 @@ class RootState:
     @property
     def chain(self) -> Cursor:
         """The cursor of the root's own records."""
-        return self.cursors.get(ROOT, Cursor("", -1, GENESIS))
+        return self.cursors.get(ROOT, _UNBEGUN)
 
     def cursor_of(self, node: str, incarnation: str) -> Cursor | None:
         """The cursor of this incarnation of the node, even if another incarnation came later: two machines with one
