@@ -99,6 +99,22 @@ def test_a_snapshot_of_windows_decides_the_same(floor: int, first: int, steps: l
     assert [two.effective(now + t) for t in range(40)] == [one.effective(now + t) for t in range(40)]
 
 
+@given(st.integers(0, 15), st.integers(1, 30), STEPS, st.integers(-20, 60), st.integers(0, 15))
+@pytest.mark.invariant("W1")
+def test_an_end_that_is_asked_for_again_and_again_follows_what_has_moved(
+    floor: int, first: int, steps: list[tuple[int, int]], opening: int, then: int
+) -> None:
+    one, now = Windows(floor, first), 0
+    for wait, w in steps:
+        now += wait
+        one.note(now, w)
+        for floor_ns in (floor, floor, then):  # the settings may be read again
+            one.floor_ns = floor_ns
+            fresh = Windows(floor_ns, 1)
+            fresh.load(one.to_json())
+            assert one.end(opening) == fresh.end(opening)
+
+
 @given(st.integers(0, 15), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 30)), max_size=15), st.integers(0, 30))
 @pytest.mark.invariant("W2")
 def test_more_drift_never_postpones_an_end(floor: int, shrinking: list[tuple[int, int]], opening: int) -> None:

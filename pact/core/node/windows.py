@@ -47,13 +47,15 @@ class Windows:
     never in force: it neither gives notice nor takes any away.
     """
 
-    __slots__ = ("_since_ns", "floor_ns", "now_w", "past")
+    __slots__ = ("_ended", "_since_ns", "floor_ns", "now_w", "past")
 
     def __init__(self, floor_ns: int, w_ns: int) -> None:
         self.floor_ns = floor_ns
         self.now_w = w_ns
         self._since_ns = -1
         self.past: list[tuple[int, int]] = []
+        # The last answer of ``end``, with what was asked: every step asks for the first window that ends.
+        self._ended: tuple[int, int, int] | None = None
 
     def note(self, now_ns: int, w_ns: int) -> None:
         """``w_ns`` is in force from ``now_ns`` on."""
@@ -62,8 +64,10 @@ class Windows:
             over += 1
         if over:
             del past[:over]
+            self._ended = None
         if w_ns == self.now_w:
             return
+        self._ended = None
         if now_ns > self._since_ns:
             while self.past and self.past[-1][0] <= self.now_w:
                 self.past.pop()
@@ -91,17 +95,22 @@ class Windows:
         Each larger ``W`` counts until ``floor`` after it was in force. They fall and their ends rise, so the first one
         under which the window would end before it stops to count is found by bisection.
         """
-        past = self.past
+        past, known = self.past, self._ended
         if not past:
             return opening_ns + self.now_w
+        if known is not None and known[0] == opening_ns and known[1] == self.floor_ns:
+            return known[2]
         larger = bisect_left(past, -self.now_w, key=lambda p: -p[0])
         at = bisect_left(past, True, 0, larger, key=lambda p: opening_ns + p[0] < p[1] + self.floor_ns)
         ends_ns = opening_ns + (past[at][0] if at < larger else self.now_w)
-        return max(past[at - 1][1] + self.floor_ns, ends_ns) if at else ends_ns
+        if at:
+            ends_ns = max(past[at - 1][1] + self.floor_ns, ends_ns)
+        self._ended = opening_ns, self.floor_ns, ends_ns
+        return ends_ns
 
     def to_json(self) -> Json:
         return {"now": self.now_w, "since_ns": self._since_ns, "past": [list(p) for p in self.past]}
 
     def load(self, data: Json) -> None:
-        self.now_w, self._since_ns = data["now"], data["since_ns"]
+        self.now_w, self._since_ns, self._ended = data["now"], data["since_ns"], None
         self.past = [(w, until) for w, until in data["past"]]
