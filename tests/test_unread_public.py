@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from pact.net import keys
 pytestmark = pytest.mark.invariant("V4")
 LONG = 4 << 20
 MOST = 300  # mebibytes
+FLOODERS = [f"m{at}" for at in range(8)]  # each has a share of the root's log
+EACH = 14
 
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Iterator[Hostile]:
-    kit = Hostile(tmp_path, {**NAMES, "sub": "subscriber"})
+    kit = Hostile(tmp_path, {**NAMES, "sub": "subscriber", **dict.fromkeys(FLOODERS, "node")})
     kit.start()
     try:
         yield kit
@@ -77,3 +80,48 @@ def test_who_asks_for_long_events_and_reads_none_does_not_fill_the_memory(kit: H
     for sock in deaf:
         sock.close(0)
     wait_for(lambda: _mebibytes(pid) - before < MOST // 3, 90)
+
+
+def listener(kit: Hostile, topics: tuple[bytes, ...] = (b"",), *, reads: bool = False) -> zmq.Socket[bytes]:
+    sock: zmq.Socket[bytes] = kit.context.socket(zmq.SUB)
+    kit.sockets.append(sock)
+    pair = keys.load(kit.secret("sub"))
+    sock.curve_publickey, sock.curve_secretkey = pair.public.encode(), pair.secret.encode()
+    sock.curve_serverkey, sock.linger = kit.public["root1"].encode(), 0
+    if not reads:
+        sock.rcvhwm, sock.rcvbuf = 1, 4096
+    sock.connect(url_of(kit, "events"))
+    for topic in topics:
+        sock.subscribe(topic)
+    return sock
+
+
+def test_who_reads_long_events_slowly_does_not_fill_the_memory(kit: Hostile) -> None:
+    """libzmq keeps four thousand events for each subscriber, however long each is, and whoever reads one of them now
+    and then is never stuck."""
+    reader, slow = listener(kit, reads=True), listener(kit)
+    wait_for(lambda: reader.poll(100) and slow.poll(100), 20)  # heads: both are known
+    pid, most, came = kit.processes["root1"].pid, 0, 0
+    before = _mebibytes(pid)
+    for name in FLOODERS:
+        node, chain = kit.node(name), Chain(name)
+        for _ in range(EACH):
+            batch = chain.batch("committed", data={"text": "x" * LONG})
+            line = batch.lines[0] + b"\n"
+            node.send(
+                wire.encode("events", {"batches": [[chain.node, chain.incarnation, batch.first, 1, len(line)]]}, line)
+            )
+            ends = time.monotonic() + 20
+            while (said := kit.maybe(node, 0.5)) is None or said.kind != "ack":
+                assert time.monotonic() < ends, kit.logs()
+            while reader.poll(0):
+                came += len(reader.recv_multipart()[2]) > LONG
+            most = max(most, _mebibytes(pid) - before)
+            assert most < MOST, "it fills"
+        with suppress(zmq.Again):
+            slow.recv_multipart(zmq.NOBLOCK)
+    assert "a subscriber with the key" in kit.logs() and "does not read" in kit.logs(), f"{most} MiB more than before"
+    while came < len(FLOODERS) * EACH:
+        assert reader.poll(20_000), f"others get every event: {came}"
+        came += len(reader.recv_multipart()[2]) > LONG
+    kit.still_at_work()

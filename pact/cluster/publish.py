@@ -327,7 +327,9 @@ class Publisher(Threaded):
         heads = self._heads if self._heads is not None and self._heads.incarnation else None
         if heads is not None and now_s >= self._heads_due_s:
             self._heads_due_s = now_s + self._heads_s
-            sock.send_multipart(heads.frames(self._cluster, time.time_ns()))
+            frames = heads.frames(self._cluster, time.time_ns())
+            sock.send_multipart(frames)
+            self._subscriptions.published(frames)
         if more or self._queue:
             return 0.0
         wait_s = SWEEP_S if self._subscriptions.listening else 60.0
@@ -384,6 +386,7 @@ class Publisher(Threaded):
             send(topic, more)  # dropped for a subscriber that is too slow
             send(header, more)
             send(body)
+            self._subscriptions.published(event.frames)
             self._heads.saw(event)
             self.published += 1
             guard.moved += 1

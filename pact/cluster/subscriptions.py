@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
+from pact.cluster.waiting import Waiting
 from pact.limits import PUBLIC_CONNECTIONS_EACH_MAX, TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 
 #: The bytes of one subscription, with the byte before the topic: libzmq ends the connection of a longer message at
@@ -25,6 +26,7 @@ SUBSCRIPTION_MAX: Final = 1024
 FRAMES_MAX: Final = 8192
 TOO_MANY_AT_ONCE: Final = "too many subscriptions at once"
 TOO_MANY_OF_KEY: Final = "too many connections of one key"
+NOT_READ: Final = "it does not read what it is sent"
 TOO_MANY_SILENT: Final = "too many silent connections of one host"
 
 
@@ -48,8 +50,14 @@ class _Connection:
 class Subscriptions:
     """See the module. ``cut(fd, key, why)`` ends a connection."""
 
-    def __init__(self, cut: Callable[[int, str, str], object], inode: Callable[[int], int] = inode_of) -> None:
+    def __init__(
+        self,
+        cut: Callable[[int, str, str], object],
+        inode: Callable[[int], int] = inode_of,
+        waiting: Waiting | None = None,
+    ) -> None:
         self._cut = cut
+        self._waiting = waiting or Waiting()
         self._inode = inode
         self._connections: dict[tuple[int, int], _Connection] = {}
         self._by_key: Counter[str] = Counter()
@@ -70,6 +78,7 @@ class Subscriptions:
         found = self._connections.get((fd, inode))
         if found is None:
             found = self._connections[fd, inode] = _Connection(user)
+            self._waiting.came((fd, inode), user, found.topics)
             self._of_key[user] += 1
             if user and self._of_key[user] > PUBLIC_CONNECTIONS_EACH_MAX:
                 self._end(fd, found, TOO_MANY_OF_KEY)
@@ -79,9 +88,11 @@ class Subscriptions:
         topic = frame[1:]
         if frame[:1] == b"\1" and topic not in found.topics:
             found.topics.add(topic)
+            self._waiting.subscribed((fd, inode), topic)
             self._count(found, 1, len(frame))
         elif frame[:1] == b"\0" and topic in found.topics:
             found.topics.remove(topic)
+            self._waiting.cancelled((fd, inode), topic)
             self._count(found, -1, -len(frame))
         why = self._too_much(found)
         if why:
@@ -104,20 +115,34 @@ class Subscriptions:
             return "too many topics of one key"
         return TOO_MANY_AT_ONCE if connection.frames > FRAMES_MAX else ""
 
+    def published(self, frames: Collection[bytes]) -> None:
+        """These frames were sent to all who subscribe to the first."""
+        if self._waiting.published(frames):
+            self._end_unread()
+
+    def _end_unread(self) -> None:
+        for which in self._waiting.look():
+            connection = self._connections.get(which)
+            if connection is not None and not connection.cut:
+                self._end(which[0], connection, NOT_READ)
+
     def sweep(self) -> None:
         """Forget ended connections. Call it about every second."""
         for (fd, inode), connection in list(self._connections.items()):
             if self._inode(fd) != inode:
                 self._count(connection, -len(connection.topics), -connection.bytes)
                 self._of_key[connection.user] -= 1
+                self._waiting.gone((fd, inode))
                 del self._connections[fd, inode]
             connection.frames = 0
         self._by_key += Counter()  # drop keys without topics
         self._of_key += Counter()
+        self._end_unread()
 
     def clear(self) -> None:
         """All connections have ended."""
         self._connections.clear()
         self._by_key.clear()
         self._of_key.clear()
+        self._waiting.clear()
         self.topics = 0

@@ -1,0 +1,193 @@
+"""What was published and the subscribers have not read yet, in bytes.
+
+libzmq keeps thousands of events for each subscriber, however long each event is, and it does not say for whom. A
+subscriber that reads one event now and then is never stuck, but it could so fill the memory. So every published event
+is counted for the topics that match it, and what each connection's kernel has acknowledged is taken off. Of those for
+which too much waits, the worst are to be cut off. They come again, see by the numbers what they missed, and ask for
+it.  # V4
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import termios
+import time
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+from pact.limits import EVENTS_UNREAD_ALL_MAX, EVENTS_UNREAD_EACH_MAX
+from pact.net.floods import acked_bytes, connection, travelled
+
+Which = tuple[int, int]  # a connection: descriptor and inode
+
+LOOK_BYTES: Final = 1 << 20  # published since the last look, and the connections are looked at
+LOOK_BYTES_MAX: Final = 16 << 20  # so much, and they are looked at however long that takes
+LOOK_SHARE: Final = 4  # otherwise not before this many times as long as the last look took
+IDLE_S: Final = 0.5  # nothing left in this time, and nothing is under way: nothing waits
+LEFT_MAX: Final = 16  # cancelled topics of one connection that are remembered until the next look
+
+
+@dataclass(slots=True)
+class _Reader:
+    key: str
+    topics: Collection[bytes]  # what it subscribes to now: another owner's set
+    acked: int
+    left: set[bytes] = field(default_factory=set)  # cancelled since the last look: what was sent for them counts
+    whole: bool = False  # it has cancelled too many to remember: everything counts until the next look
+    stale: bool = True
+    roots: list[bytes] = field(default_factory=list)
+    waiting: int = 0  # bytes
+
+
+def acked_of(which: Which) -> int | None:
+    """The bytes that the other side has acknowledged; None if that connection has ended."""
+    return acked_bytes(which[0]) if connection(which[0]) == which else None
+
+
+class Waiting:
+    """See the module. Only one thread uses it."""
+
+    def __init__(
+        self,
+        each: int = EVENTS_UNREAD_EACH_MAX,
+        together: int = EVENTS_UNREAD_ALL_MAX,
+        acked: Callable[[Which], int | None] = acked_of,
+    ) -> None:
+        """``each``: bytes that may wait for all connections of one key; ``together``: for all keys. ``acked``: as
+        ``acked_of``."""
+        self._each, self._together, self._acked = each, together, acked
+        self._readers: dict[Which, _Reader] = {}
+        self._refs: Counter[bytes] = Counter()  # how many connections subscribe to a topic
+        self._sent: dict[bytes, int] = {}  # bytes that were published for each topic since the last look
+        self._lengths: list[int] = []  # of the topics in ``_sent``, each once, the shortest first
+        self._published = 0  # bytes since the last look
+        self._looked_s = self._due_s = 0.0
+
+    def came(self, which: Which, key: str, topics: Collection[bytes]) -> None:
+        """A new connection. Without a key (that is, without CURVE) what travels is shorter: it does not count."""
+        acked = self._acked(which) if key else None
+        if acked is not None:
+            self._readers[which] = _Reader(key, topics, acked)
+
+    def gone(self, which: Which) -> None:
+        """The connection has ended."""
+        reader = self._readers.pop(which, None)
+        for topic in reader.topics if reader is not None else ():
+            self._refs[topic] -= 1
+
+    def subscribed(self, which: Which, topic: bytes) -> None:
+        """Call it when the topic is new for this connection."""
+        reader = self._readers.get(which)
+        if reader is None:
+            return
+        reader.stale = True
+        self._refs[topic] += 1
+        if topic not in self._sent:
+            self._sent[topic] = 0
+            at = bisect_left(self._lengths, len(topic))
+            if self._lengths[at : at + 1] != [len(topic)]:
+                insort(self._lengths, len(topic))
+
+    def cancelled(self, which: Which, topic: bytes) -> None:
+        """Call it when this connection had the topic."""
+        reader = self._readers.get(which)
+        if reader is None:
+            return
+        reader.stale = True
+        self._refs[topic] -= 1
+        if len(reader.left) < LEFT_MAX:
+            reader.left.add(topic)
+        else:
+            reader.whole = True
+
+    def published(self, frames: Collection[bytes]) -> bool:
+        """A message was published, whose first frame is its topic. Returns whether to ``look`` now."""
+        size = sum(travelled(len(frame)) for frame in frames)
+        (topic, *_) = frames
+        sent, long = self._sent, len(topic)
+        for length in self._lengths:
+            if length > long:
+                break
+            if (start := topic[:length]) in sent:
+                sent[start] += size
+        self._published += size
+        if self._published < LOOK_BYTES:
+            return False
+        return self._published >= LOOK_BYTES_MAX or time.monotonic() >= self._due_s
+
+    def look(self) -> list[Which]:
+        """The connections to be cut off. Call it also about every second."""
+        began_s = time.monotonic()
+        idle = began_s - self._looked_s >= IDLE_S
+        of: Counter[str] = Counter()
+        for which, reader in list(self._readers.items()):
+            acked = self._acked(which)
+            if acked is None:
+                self.gone(which)
+                continue
+            self._count(which[0], reader, acked, idle)
+            of[reader.key] += reader.waiting
+        self._forget()
+        self._looked_s = time.monotonic()
+        self._due_s = self._looked_s + LOOK_SHARE * (self._looked_s - began_s)
+        return self._too_much(of)
+
+    def _count(self, fd: int, reader: _Reader, acked: int, idle: bool) -> None:
+        if reader.stale:
+            reader.roots, reader.stale = _roots({*reader.topics, *reader.left}), bool(reader.left)
+        sent = self._published if reader.whole else sum(self._sent.get(topic, 0) for topic in reader.roots)
+        if idle and not sent and acked == reader.acked and not _under_way(fd):
+            reader.waiting = 0  # libzmq drops events for whoever has thousands that wait: those were counted
+        else:
+            reader.waiting = max(0, reader.waiting + sent - (acked - reader.acked))
+        reader.acked = acked
+        reader.left.clear()
+        reader.whole = False
+
+    def _forget(self) -> None:
+        """Begin to count anew."""
+        self._refs = +self._refs
+        self._sent = dict.fromkeys(self._refs, 0)
+        self._lengths = sorted({len(topic) for topic in self._sent})
+        self._published = 0
+
+    def _too_much(self, of: Counter[str]) -> list[Which]:
+        together = sum(of.values())
+        if together <= self._together and all(waiting <= self._each for waiting in of.values()):
+            return []
+        found = []
+        for which, reader in sorted(self._readers.items(), key=lambda item: (-of[item[1].key], -item[1].waiting)):
+            if together > self._together or of[reader.key] > self._each:
+                found.append(which)
+                of[reader.key] -= reader.waiting
+                together -= reader.waiting
+        for which in found:
+            self.gone(which)
+        return found
+
+    def clear(self) -> None:
+        """All connections have ended."""
+        self._readers.clear()
+        self._refs.clear()
+        self._forget()
+
+
+def _roots(topics: Collection[bytes]) -> list[bytes]:
+    """The topics without those that others of them include: a subscriber gets each event once."""
+    found: list[bytes] = []
+    for topic in sorted(topics):
+        if not found or not topic.startswith(found[-1]):
+            found.append(topic)
+    return found
+
+
+def _under_way(fd: int) -> int:
+    """Bytes that the kernel has for a connection and the other side has not acknowledged."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    except OSError:
+        return 1
