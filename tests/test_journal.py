@@ -272,6 +272,14 @@ def test_tampering_is_named_with_the_number_of_the_record(how: str, journal: Sql
         load_state(journal)
 
 
+@pytest.mark.invariant("K2")
+def test_the_hash_of_a_record_that_is_not_there_is_no_other_s(journal: SqliteJournal) -> None:
+    rows = rows_after(journal, 3)
+    journal.append(rows, {})
+    assert [journal.hash_of(record.seq) for record, _ in rows] == [record.hash for record, _ in rows]
+    assert [journal.hash_of(seq) for seq in (-1, rows[-1][0].seq + 1)] == ["", ""]
+
+
 @pytest.mark.invariant("J3")
 def test_records_taken_off_the_end_of_a_journal_that_runs_are_missed(journal: SqliteJournal) -> None:
     journal.append(rows_after(journal, 5), {})

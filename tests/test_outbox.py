@@ -171,3 +171,31 @@ def test_another_record_under_its_number_is_no_acknowledgement(
     if forked:
         box.acknowledged("i", 7, False, T, "")
         assert box.acked == 3, "nothing counts from then on"
+
+
+@pytest.mark.invariant("K2", "T14")
+@pytest.mark.parametrize("claim", ["a number", "a hash"])
+def test_what_the_root_has_not_sealed_puts_apart_until_it_is_seen_not_to_be_so(claim: str) -> None:
+    box = Outbox("n", "i", newest=7, acked=3, hash_of=lambda seq: HERE.get(seq, ""))
+    box.acknowledged("i", *((9, False, T) if claim == "a number" else (5, False, T, "cc" * 8)))
+    assert box.forked and not box.proven
+    box.acknowledged("i", 7, False, T, "")
+    assert box.forked and box.acked == 3, "what says nothing about the records is no proof"
+    box.acknowledged("i", 4, False, T, "aa" * 8, sealed=True)
+    assert (box.forked, box.acked) == (0, 4)
+
+
+@pytest.mark.invariant("K2", "T14")
+def test_what_the_root_has_sealed_stays_until_it_has_the_very_records() -> None:
+    here = {n: f"{n:02}" * 32 for n in range(20)}
+    box = Outbox("n", "i", newest=7, acked=3, hash_of=lambda seq: here.get(seq, ""))
+    box.acknowledged("i", 9, False, T, sealed=False)
+    box.acknowledged("i", 11, False, T, sealed=True)
+    box.acknowledged("i", 2**40, False, T, sealed=False)
+    assert (box.forked, box.proven) == (11, True), "its word counts more than another's"
+    box.recorded(15)
+    for seq, hash_, sealed in ((5, here[5], True), (12, here[12], False), (12, "ff" * 32, True)):
+        box.acknowledged("i", seq, False, T, hash_[:16], sealed=sealed)
+        assert (box.forked, box.acked) == (max(11, box.forked), 3)
+    box.acknowledged("i", 14, False, T, here[14][:16], sealed=True)
+    assert (box.forked, box.acked) == (0, 14)

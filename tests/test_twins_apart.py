@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sealed_kit import SEALED, Between, between
+from sealed_kit import SEALED, Between, between, same
+
+from pact.core.tree.wire import Message
 
 pytestmark = pytest.mark.invariant("K2", "F56")
 HOUR_NS = 3600 * 10**9
@@ -63,3 +65,53 @@ def test_of_two_machines_with_one_journal_one_knows_that_the_root_has_not_its_re
     kit.kill("clone", 15)
     kit.run("clone", "agent", "--config", str(clone / "agent.toml"))
     assert status(second)["cluster"]["apart"] == apart, "it is not forgotten"
+
+
+def _lies(kit: Between, hash_: str, beyond: int) -> None:
+    """What the aggregator makes of acknowledgements: none is sealed, and each says what the root has not said."""
+
+    def down(message: Message) -> Message:
+        if message.kind != "ack":
+            return message
+        rows = [[name, of, seq + beyond, rewind] for name, of, seq, rewind in message.head["cursors"]]
+        head = {**message.head, "cursors": rows, "seals": "", "hashes": [hash_] * len(rows) if hash_ else ()}
+        return message._replace(head=head)
+
+    kit.rogue.down = down
+
+
+@pytest.mark.invariant("T14")
+@pytest.mark.parametrize("roots", [True, False], ids=["a node that knows the root", "a node that does not"])
+def test_whoever_carries_words_puts_no_node_apart_for_good(tmp_path: Path, roots: bool) -> None:
+    """A cluster that is not sealed yet."""
+    with between(tmp_path, "") as kit:
+        kit.cluster = f'roots = ["{kit.public["root1"]}"]\n' if roots else ""
+        sock = kit.start_agent("n1", ("agg1", kit.below), cluster=kit.cluster)
+
+        def apart() -> str:
+            return str(kit.ask(sock, "status")["result"]["cluster"].get("apart") or "")
+
+        def hold(reason: str) -> None:
+            assert kit.ask(sock, "hold_place", reason=reason, for_ns=HOUR_NS)["exit"] == 0
+
+        kit.log_of("n1", sock)
+        _lies(kit, "f" * 16, 0)
+        hold("while it lies about a hash")
+        if roots:
+            kit.log_of("n1", sock)
+            kit.during(2.0)
+            assert not apart(), "a hash that the root has not sealed is no word of the root's"
+        else:
+            assert "without the root's seal" in kit.until(apart, "it believes that", 30)
+        _lies(kit, "", 1000)
+        hold("while it lies about a number")
+        assert "without the root's seal" in kit.until(apart, "it is careful", 30)
+        kit.kill("n1", 15)
+        assert kit.start_agent("n1", ("agg1", kit.below), cluster=kit.cluster) == sock
+        assert apart(), "it is not forgotten"
+        kit.rogue.down = staticmethod(same)
+        hold("while it tells the truth")
+        kit.until(lambda: not apart(), "it hears that the root has its records", 60)
+        kit.log_of("n1", sock)
+        kit.until(lambda: kit.ask(sock, "status")["result"]["cluster"]["waiting"] == 0, "all is replicated", 30)
+        assert "they are replicated again" in (kit.base / "n1.log").read_text()

@@ -99,15 +99,15 @@ class Link:
         first = agent.journal.get(0)
         incarnation = first.hash[:16] if first is not None else ""
         self._path = os.path.join(config.state_dir, FILE_NAME)
-        self._saved, forked, differs = self._load(incarnation)
+        self._saved, forked, differs, proven = self._load(incarnation)
         self._save_ns = 0
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self.outbox = Outbox(
             config.name, incarnation, newest=agent.journal.seq, acked=self._saved, hash_of=self._hash_of
         )
-        self.outbox.forked, self.outbox.differs = forked, differs
-        self._said_forked = 0
+        self.outbox.forked, self.outbox.differs, self.outbox.proven = forked, differs, proven
+        self._said_apart = ""
         session = secrets.randbits(64)
         left = left_calls(requests.sessions.directory) if requests.sessions is not None else set[str]()
         self.member = Member(
@@ -176,9 +176,12 @@ class Link:
             if not self._todo:
                 break
             self._next(self._todo.popleft(), now_ns)
-        if self.outbox.forked != self._said_forked:
-            self._said_forked = self.outbox.forked
-            log(f"cluster: {self.apart}. Nothing more is replicated; see docs/cluster.md", 3)
+        if self.apart != self._said_apart:
+            self._said_apart = self.apart
+            if self.apart:
+                log(f"cluster: {self.apart}. Nothing more is replicated; see docs/cluster.md", 3)
+            else:
+                log("cluster: the root has the records of this journal, and no others: they are replicated again", 4)
             self.save()
         if self.outbox.acked != self._saved and now_ns >= self._save_ns:
             self.save()
@@ -188,14 +191,17 @@ class Link:
     def apart(self) -> str:
         """Why nothing more of this journal goes to the root; "" if it does."""
         forked = self.outbox.forked
+        if not forked:
+            return ""
+        said = "" if self.outbox.proven else "it was said without the root's seal that "
         if self.outbox.differs:
             return (
-                f"the root has another record {forked} of this journal: an older copy was put back, or a second "
+                f"{said}the root has another record {forked} of this journal: an older copy was put back, or a second "
                 "machine has this node's key and a copy of its journal"
             )
-        if forked:
-            return f"the root has records up to {forked} of this journal, which ends before: an older copy was put back"
-        return ""
+        return (
+            f"{said}the root has records up to {forked} of this journal, which ends before: an older copy was put back"
+        )
 
     def _refused_by(self, why: str) -> None:
         """Log the reason once, and show it until a parent welcomes this node."""
@@ -339,7 +345,7 @@ class Link:
         if first <= seq < first + len(self._recent):
             return self._recent[seq - first][1]
         try:
-            return next((hash_ for hash_, _ in self.agent.journal.bodies(seq, 1)), "")
+            return self.agent.journal.hash_of(seq)
         except JournalError:
             return None
 
@@ -347,24 +353,26 @@ class Link:
     def replicated(self) -> int:
         return self.outbox.acked
 
-    def _load(self, incarnation: str) -> tuple[int, int, bool]:
+    def _load(self, incarnation: str) -> tuple[int, int, bool, bool]:
         """Up to which record the root is known to have the journal; up to which it is known to have another journal
-        (else 0); and whether that has another record there."""
+        (else 0); whether that has another record there; and whether the root itself has said so."""
         try:
             with open(self._path, "rb") as f:
                 obj = strict.loads_object(f.read(4096), strict.SMALL_MAX)
             if obj["incarnation"] == incarnation:
-                return int(obj["seq"]), int(obj.get("forked", 0)), bool(obj.get("differs"))
+                forked, differs = int(obj.get("forked", 0)), bool(obj.get("differs"))
+                return int(obj["seq"]), forked, differs, bool(obj.get("proven", not forked))
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return -1, 0, False
+        return -1, 0, False, True
 
     def save(self) -> None:
         """Save a hint for the next start; without it everything is sent again, and the root skips what it has."""
         try:
             with open(self._path + ".new", "wb") as f:
                 out = self.outbox
-                hint = {"incarnation": out.incarnation, "seq": out.acked, "forked": out.forked, "differs": out.differs}
+                hint = {"incarnation": out.incarnation, "seq": out.acked}
+                hint |= {"forked": out.forked, "differs": out.differs, "proven": out.proven}
                 f.write(orjson.dumps(hint))
             os.replace(self._path + ".new", self._path)
         except OSError:

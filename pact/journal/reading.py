@@ -113,6 +113,12 @@ class Reading:
             (type_, first, self.seq, limit),
         )
 
+    def hash_of(self, seq: int) -> str:
+        """The hash of this record as it is stored, "" if there is none. Raises JournalError."""
+        for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (seq,)):
+            return str(hash_)
+        return ""
+
     def get(self, seq: int) -> Record | None:
         for hash_, body in self._rows("SELECT hash, body FROM record WHERE seq = ?", (seq,)):
             return parse(body, hash_)

@@ -347,11 +347,12 @@ class Member:
                 continue
             fits = self.seals is not None and self.seals.acked(fence, term, row, seal)
             if self._counts(seal, fits, "an acknowledgement", out):
-                # A seal may stand behind a hash also where nobody can check it: for an earlier start of this node.
+                # A seal may stand behind a hash also where nobody can check it, because no root's key is known here.
+                # Where it can be checked, only what has one counts.
                 hash_ = said[:HASH_CHARS]
-                if self.seals is not None and fits:
-                    hash_ = self.seals.hashed(fence, term, row, said)
-                out += self.outbox.acknowledged(incarnation, seq, rewind, t_ns, hash_)
+                if self.seals is not None:
+                    hash_ = self.seals.hashed(fence, term, row, said) if fits else ""
+                out += self.outbox.acknowledged(incarnation, seq, rewind, t_ns, hash_, sealed=fits)
         return out
 
     def _counts(self, seal: str, fits: bool, what: str, out: list[Effect]) -> bool:

@@ -6,7 +6,8 @@ has.  # T5
 
 If a root has more of this journal than the node has, an older copy of the journal was restored; if it has another
 record under a number, that too, or a second machine has a copy of this journal, and its key. From then on nothing that
-the root sends counts as an acknowledgement: what is here and not there is kept.
+the root sends counts as an acknowledgement: what is here and not there is kept. Where the root has not sealed that, it
+is so only until the root acknowledges a record that is here.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Outbox:
         self.acked = min(acked, newest)
         self.forked = 0  # the root has records up to this one of a journal of which this one is an older copy
         self.differs = False  # the root has another record under that number, which is also here
+        self.proven = True  # the root itself has said so, with its seal; otherwise whoever carries its words may have
         self._next = self.acked + 1
         self._credit = 0
         self._flight: deque[tuple[int, int]] = deque()  # (last record of a batch, bytes)
@@ -157,17 +159,23 @@ class Outbox:
             at = end
         return [*out, *self.more()] if lines else out
 
-    def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int, hash_: str = "") -> list[Read]:
+    def acknowledged(
+        self, incarnation: str, seq: int, rewind: bool, t_ns: int, hash_: str = "", *, sealed: bool = False
+    ) -> list[Read]:
         """The root has everything up to ``seq``; with ``rewind`` it lacks what follows. ``hash_``: the first characters
-        of that record's hash there; a root of the last version does not say it."""
+        of that record's hash there; a root of the last version does not say it. ``sealed``: the root itself says so, as
+        far as can be checked here."""
         if incarnation == self.incarnation and seq > self.newest:
-            self.forked = max(self.forked, seq)
-        elif incarnation == self.incarnation and hash_ and not self.forked and (rewind or seq > self.acked):
+            self._apart(max(self.forked, seq), self.differs, sealed)
+        elif incarnation == self.incarnation and hash_ and (rewind or seq > self.acked or self.forked):
             here = self._hash_of(seq)
             if here is None:
                 return []  # the root says it again
             if here and not here.startswith(hash_):  # K2
-                self.forked, self.differs = seq, True
+                self._apart(seq, True, sealed)
+            elif here and self.forked and (not self.proven or (sealed and seq >= self.forked)):
+                # Records are chained: the root has these. That it has others was never so, or is so no more.
+                self.forked, self.differs, self.proven = 0, False, True
         if incarnation != self.incarnation or self.forked:
             # The records that were written here since differ from the root's records with these numbers.
             return []  # K2
@@ -196,6 +204,13 @@ class Outbox:
             self._rewound = (seq, t_ns, pause_ns)
             return self._again(t_ns)
         return self.more()
+
+    def _apart(self, seq: int, differs: bool, sealed: bool) -> None:
+        """The root has another journal than this. What it says itself counts more than what may be another's word."""
+        if not self.forked or (sealed and not self.proven):
+            self.forked, self.differs, self.proven = seq, differs, sealed
+        elif sealed or not self.proven:
+            self.forked = max(self.forked, seq)
 
     def next_wake_ns(self) -> int | None:
         if not self._credit or not self._flight:
