@@ -68,3 +68,30 @@ def test_nobody_comes_in_while_there_is_nobody_to_ask(kit: Kit) -> None:
     monitor.close(0)
     kit.hello(n1, "n001")
     assert kit.receive(n1).kind == "welcome"
+
+
+@pytest.mark.invariant("S3", "T10")
+def test_strangers_with_ever_new_keys_do_not_fill_the_log(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(zap, "STRANGERS_AT_ONCE", 20, raising=False)
+    monkeypatch.setattr(zap, "STRANGERS_EVERY_S", 2.0, raising=False)
+    kit.start_root()
+    assert kit.aggregator is not None
+    asks = kit.aggregator.zap
+
+    def come(count: int) -> None:
+        before = asks.refused
+        for _ in range(count):
+            public, secret = zmq.curve_keypair()
+            kit.dealer("n001", key=keys.Key(public.decode(), secret.decode()))
+        kit.until(lambda: asks.refused >= before + count, "all are refused")
+
+    come(120)
+    said = [line for line in capfd.readouterr().err.splitlines() if "refused the key" in line]
+    assert 20 <= len(said) < 40
+    kit.during(2.5)
+    come(1)
+    told = [line for line in capfd.readouterr().err.splitlines() if "refused the key" in line]
+    assert told and "more that were not told" in told[0]
+    kit.joined("n001")

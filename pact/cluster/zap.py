@@ -13,6 +13,8 @@ from typing import Any, Final
 import zmq
 from zmq.utils import z85
 
+from pact.host.notify import Few
+from pact.limits import STRANGERS_AT_ONCE, STRANGERS_EVERY_S
 from pact.model import NS_PER_S
 
 ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -44,7 +46,7 @@ class Zap:
         self.fds: set[int] = set()  # descriptors of the sockets, for the poller
         self._context = context
         self._allowed, self._waits = allowed, waits
-        self._note = note
+        self._tell = Few(note, STRANGERS_AT_ONCE, STRANGERS_EVERY_S)
         self._opened, self._closing = opened, closing
         self._seen: dict[tuple[str, str], int] = {}
         self._asked = 0  # requests since the last renewal
@@ -101,7 +103,7 @@ class Zap:
             try:
                 reply = self._answer(frames)
             except Exception as exc:
-                self._note(f"authentication: {type(exc).__name__}: {exc}")
+                self._tell(f"authentication: {type(exc).__name__}: {exc}")
                 reply = [b"1.0", frames[3] if len(frames) > 3 else b"", b"500", b"internal error", b"", b""]
             try:
                 asked.send_multipart([*frames[:2], *reply], zmq.NOBLOCK)
@@ -124,13 +126,14 @@ class Zap:
         return [b"1.0", request, b"200", b"OK", key.encode(), b""]
 
     def _refuse(self, key: str, where: str) -> None:
-        """Count a refusal; log it at the first time, and at powers of two."""
+        """Count a refusal; log it at the first time, and at powers of two. Strangers make as many keys as they
+        like."""
         self.refused += 1
         if len(self._seen) >= REFUSED_MAX:
             self._seen.clear()
         count = self._seen[key, where] = self._seen.get((key, where), 0) + 1
         if count & (count - 1) == 0:
-            self._note(f"refused the key {key or '(none)'} from {where}" + (f" ({count} times)" if count > 1 else ""))
+            self._tell(f"refused the key {key or '(none)'} from {where}" + (f" ({count} times)" if count > 1 else ""))
 
     def close(self) -> None:
         for each in self.sockets:

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 #: How much longer a start may take after each sign of life: more than a hanging mount command may take.
@@ -38,6 +39,28 @@ class Notifier:
                 s.send("\n".join(lines).encode())
         except OSError:
             pass  # the manager has gone; nothing depends on it
+
+
+class Few:
+    """Lines that strangers cause, for the log: so many at once, then one in so many seconds, for all of them together.
+    The next line says how many were left out.  # S3"""
+
+    def __init__(self, note: Callable[[str], object], at_once: int, every_s: float) -> None:
+        self._note, self._every_s = note, every_s
+        self._whole_s = at_once * every_s
+        self._spent_s = -self._whole_s
+        self.left_out = 0
+
+    def __call__(self, text: str) -> bool:
+        """Whether it is said."""
+        now_s = time.monotonic()
+        if self._spent_s > now_s:
+            self.left_out += 1
+            return False
+        self._spent_s = max(self._spent_s, now_s - self._whole_s) + self._every_s
+        beyond, self.left_out = self.left_out, 0
+        self._note(f"{text}, and {beyond} more that were not told" if beyond else text)
+        return True
 
 
 def log(text: str, level: int = 5) -> None:
