@@ -121,6 +121,30 @@ def test_who_makes_ever_new_names_below_an_enforced_pattern_writes_little_too() 
     w.check()
 
 
+@pytest.mark.invariant("U3", "S3")
+@pytest.mark.parametrize("mode", ["report", "enforce"])
+def test_who_has_thousands_of_user_ids_writes_no_more_than_one(mode: str) -> None:
+    """As whoever has a range of them for containers: each was recorded as a person who does little."""
+    w = world(mode)
+    before = w.node.state.seq
+    for n in range(4_000):
+        w.create(f"file:/etc/{n}", {"value": "x"}, person(f"u{n}", uid=100_000 + n).owner)
+        w.advance(NS_PER_S // 20)
+        w.create(f"file:/etc/{n}", None, person(f"u{n}", uid=100_000 + n).owner)
+    assert w.node.state.seq - before < (250 if mode == "report" else 5_200), "in 200 s"
+    w.create("file:/etc/roots", {"value": "x"}, ROOT.owner)
+    w.advance(NS_PER_S)
+    assert "file:/etc/roots" in (w.node.state.untracked if mode == "report" else w.node.state.enforced)
+    w.create("file:/etc/alices", {"value": "x"}, ALICE.owner)
+    w.advance(60 * NS_PER_S)
+    assert "file:/etc/alices" in w.node.state.untracked or "file:/etc/alices" in w.node.state.enforced
+    w.create("file:/etc/alices", None, ALICE.owner)
+    w.create("file:/etc/roots", None, ROOT.owner)
+    w.advance(600 * NS_PER_S)
+    assert not w.node.pace and not w.node.state.enforced and not w.node.state.untracked
+    w.check()
+
+
 @pytest.mark.invariant("U2")
 def test_an_enforced_thing_has_its_owner_s_window_and_leaves_nothing_declared() -> None:
     w = world("enforce")

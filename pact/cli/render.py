@@ -501,7 +501,8 @@ def _what(type_: str, data: Mapping[str, Any], view: View) -> str:
     if type_ in ("declared", "adopted"):
         return f"{len(data['resources'])} resources"
     if type_ in ("untracked_seen", "untracked_gone"):
-        return _few(data["resources"]) + (f"  by {data['owner']['user']}" if "owner" in data else "")
+        by = {owner["user"]: None for owner in data.get("owners") or [data["owner"]]} if "owner" in data else ()
+        return _few(data["resources"]) + (f"  by {_few(by)}" if by else "")
     if type_ == "tracked":
         forgotten = [f"{p} forgotten" for p in data["forgotten"]]
         return ", ".join([*(f"{p} {m}" for p, m in data["patterns"].items()), *forgotten])

@@ -27,6 +27,14 @@ class Bucket:
         self._spent_ns = max(self._spent_ns, t_ns - self._whole_ns) + self._each_ns
         return True
 
+    def take(self, tokens: int, t_ns: int) -> None:
+        """Take so many more, also those that there will be."""
+        self._spent_ns = max(self._spent_ns, t_ns - self._whole_ns) + tokens * self._each_ns
+
+    def left(self, t_ns: int) -> int:
+        """How many tokens there are."""
+        return max(0, (t_ns - max(self._spent_ns, t_ns - self._whole_ns)) // self._each_ns)
+
     @property
     def next_ns(self) -> int:
         """When the next token is available."""

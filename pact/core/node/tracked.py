@@ -18,9 +18,10 @@ from pact.core import ops, strict
 from pact.core.node import access, payloads, recording
 from pact.core.node.desk import Desk
 from pact.core.node.events import Appeared, Asked, Caller
-from pact.core.node.pace import CROWDED_NS, ENFORCED_MAX, GONE, Untracked
+from pact.core.node.pace import AT_LAST_MAX, CROWDED_NS, ENFORCED_MAX, GONE, Untracked
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import UsageError
+from pact.limits import MOVING_BYTES
 from pact.model import UNATTRIBUTED, Declared, Owner
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ PATTERNS_MAX: Final = 1_000
 #: filling the table. Further things are only counted.
 UNTRACKED_MAX: Final = 20_000
 OWNER_MAX: Final = 6_000
+ALONE_MAX: Final = 100  # owners that have a record of their own at one time
 CHUNK_BYTES: Final = 128 << 10  # of names: some are four thousand bytes long
 
 
@@ -163,28 +165,46 @@ def flush(node: Desk, *, everything: bool = False) -> None:
     if pace.crowded and pace.weighed_ns + CROWDED_NS <= node.t_ns:
         pace.crowded, pace.weighed_ns = False, node.t_ns
         _weigh_again(node)
-    for key in sorted(pace.keys()):
-        if not everything and pace.due_ns(key) > node.t_ns:
-            continue
-        most = UNTRACKED_MAX if everything else pace.most(key)
-        if key == GONE:
-            left = list(islice(pace.leaving, most))
-            for resource in left:
-                del pace.leaving[resource]
-            left = [r for r in left if r in node.state.untracked]  # those that were not settled meanwhile
-            _record_gone(node, left)
-        else:
-            mine = {r: pace.waiting[r] for r in islice(pace.whose[key], most)}
-            for resource in mine:
-                pace.drop(resource)
-            mine = {r: u for r, u in mine.items() if r not in node.state}
-            left = _enforce(node, [(r, u) for r, u in mine.items() if mode_of(node, r) == ENFORCE])
-            _record_seen(node, {r: u for r, u in mine.items() if r in left or r not in node.state})
-        pace.recorded(key, node.t_ns)
+    due = [key for key in sorted(pace.keys()) if everything or pace.due_ns(key) <= node.t_ns]
+    others = [key for key in due if pace.is_others(key)]
+    for key in due:
+        if key not in others:
+            _flush_some(node, [key], UNTRACKED_MAX if everything else pace.most(key))
+    # One person may have thousands of user ids: beyond the account of them all, all are in one record.
+    if everything or len(others) <= pace.others.left(node.t_ns):
+        together = [others] if len(others) > ALONE_MAX else [[key] for key in others]
+        for keys in together:
+            size = _flush_some(node, keys, UNTRACKED_MAX if everything else pace.most(keys[0]))
+            pace.others.take(1 + size // MOVING_BYTES, node.t_ns)
+    elif pace.others.admit(node.t_ns):
+        pace.others.take(_flush_some(node, others, AT_LAST_MAX) // MOVING_BYTES, node.t_ns)
+
+
+def _flush_some(node: Desk, keys: Sequence[str], most: int) -> int:
+    """Record at most so many of the things that wait, of these owners together. Returns the length of their names."""
+    pace, size = node.pace, 0
+    if GONE in keys:
+        left = list(islice(pace.leaving, most))
+        for resource in left:
+            del pace.leaving[resource]
+        left = [r for r in left if r in node.state.untracked]  # those that were not settled meanwhile
+        _record_gone(node, left)
+    else:
+        mine = {r: pace.waiting[r] for r in islice((r for key in keys for r in pace.whose[key]), most)}
+        size = sum(map(len, mine))
+        for resource in mine:
+            pace.drop(resource)
+        mine = {r: u for r, u in mine.items() if r not in node.state}
+        left = _enforce(node, [(r, u) for r, u in mine.items() if mode_of(node, r) == ENFORCE])
+        _record_seen(node, {r: u for r, u in mine.items() if r in left or r not in node.state})
+    for key in keys:
+        if key not in pace.whose or len(keys) == 1:
+            pace.recorded(key, node.t_ns)
+    return size
 
 
 def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
-    """Record the things of one owner. Session and command belong to each thing."""
+    """Record these things. Owner, session and command belong to each thing."""
     for part in chunked(mine):
         piece = [(r, mine[r]) for r in part]
         owners: list[Owner] = []
@@ -230,10 +250,10 @@ def _enforce(node: Desk, found: Sequence[tuple[str, Untracked]]) -> list[str]:
     which there is no room, or whose owner has had too many.  # U2, U3"""
     pace, taken, left = node.pace, list[tuple[str, Untracked]](), list[str]()
     for resource, untracked in found:
-        key = untracked.owner.key
-        if len(node.state.enforced) + len(taken) < ENFORCED_MAX and pace.affords(key, node.t_ns) > 0:
+        owner = untracked.owner
+        if len(node.state.enforced) + len(taken) < ENFORCED_MAX and pace.affords(owner, node.t_ns) > 0:
             taken.append((resource, untracked))
-            pace.spend(key, 1, node.t_ns)
+            pace.spend(owner, node.t_ns)
         else:
             left.append(resource)
     if left and not pace.crowded:
