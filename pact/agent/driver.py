@@ -16,6 +16,7 @@ from pact._fast import syscalls
 from pact.agent import pace
 from pact.agent.answering import Answering
 from pact.agent.beside import append, beside
+from pact.agent.cleaning import Cleaner
 from pact.agent.client import Client
 from pact.agent.config import Config
 from pact.agent.hooks import Hooks
@@ -122,6 +123,7 @@ class Driver(Answering):
         self._retry_journal_ns = 0
         self._next_points_ns = 0
         self._untrimmed = False
+        self._cleaner = Cleaner(lambda: BlobReader(path))
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._blobs = blobs = BlobReader(path)

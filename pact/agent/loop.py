@@ -421,6 +421,7 @@ class Agent(Sightings):
         if self.worker.relieve(clock.boottime_ns()):
             log("what a commit or a rollback looks at does not answer; the others go on without it", 4)
         self.make_room()
+        self._cleaner.look()
         self._next_health_ns = self.clock.now_ns() + HEALTH_NS
         if self._untrimmed and not self.node.jobs and not self.watching.has_due:
             self._untrimmed = False

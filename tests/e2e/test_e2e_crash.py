@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import chain
+import orjson
 import pytest
 from harness import TOP, Agent, wait_until
 
@@ -186,3 +187,18 @@ def test_killed_at_random_moments_no_drift_is_lost_and_the_chain_holds(make_agen
     assert chain.verify(records) == len(records)
     assert len([r for r in records if r["type"] == "agent_started"]) == KILLS + 1
     agent.close()
+
+
+@pytest.mark.invariant("R11", "F95")
+def test_what_a_plan_had_to_leave_is_removed_after_a_restart_once_it_can_be(agent: Agent) -> None:
+    path = agent.world.path(agent.file("strewn/known.conf")).parent
+    agent.stop()
+    stray = path / ".pact-0123456789abcdef"
+    stray.write_text("declared\n")
+    ends = [{"what": "strewn", "path": f"{TOP}/strewn", "inode": path.stat().st_ino}]
+    (agent.state_dir / "loose").write_bytes(orjson.dumps({"boot": "an earlier one", "ends": ends}).ljust(16 << 10))
+    agent.start()
+    wait_until(lambda: not stray.exists(), "it is removed", 60)
+    wait_until(lambda: b"strewn" not in (agent.state_dir / "loose").read_bytes(), "nothing is on record", 20)
+    assert "no temporary file of a plan" in agent.log()
+    assert (path / "known.conf").read_text() == "declared\n"

@@ -22,6 +22,7 @@ from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import PactError
 from pact.resources.base import Blobs, path_of
+from pact.resources.support import strewn
 from pact.resources.support.replace import DIR_FLAGS, drop, exchange_back, identified, keeps_content, lstat, write_fresh
 
 FILES_MAX: Final = 512
@@ -237,10 +238,14 @@ class Ahead:
         self._shared = Directories()
 
     def __enter__(self) -> Ahead:
+        strewn.PLANS.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()
+        try:
+            self.finish()
+        finally:
+            strewn.PLANS.end()
 
     @property
     def begun(self) -> int:
@@ -372,8 +377,11 @@ class Ahead:
             try:
                 changed = code == errno.ESTALE
                 why = exchange_back(dirfd, left.aside, left.leaf, left.put) if changed else os.strerror(code).lower()
+                if not changed:
+                    strewn.note(dirfd, code)
             except OSError as exc:
                 why = os.strerror(exc.errno or 0).lower()
+                strewn.note(dirfd, exc.errno or 0)
             self.late[left.resource] = why
 
     def touched(self, dirfd: int, path: bytes) -> None:
@@ -438,7 +446,7 @@ def _drop(dirfd: int, fresh: bytes) -> None:
     try:
         drop(dirfd, fresh)
     except OSError:
-        pass  # the next plan cleans up there
+        pass  # it is on record, and the next plan there cleans up, too
 
 
 def _identity(st: os.stat_result | None) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ MARKED: Final = "marked"
 MADE: Final = "made"
 #: Steps that outlive a boot.
 LASTING: Final = {MADE}
+#: What is not taken back at the start: somebody else looks after it, as long as the agent runs.
+STAYING: Final = set[str]()
 #: Steps whose end is durable, too: taken back once more after a power cut, they would undo what was done since.
 DURABLE: Final = set[str]()
 #: Who takes back steps of other kinds than mounts and files, by what they are called; it raises what a record that is
@@ -58,9 +60,13 @@ class LooseEnds:
             ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] in LASTING]
         except (OSError, ValueError, KeyError, TypeError):
             ends = []
-        said = [text for end in ends for text in _taken_back(end)]
+        stay = [e for e in ends if isinstance(e, dict) and e.get("what") in STAYING]
+        said = [text for end in ends if end not in stay for text in _taken_back(end)]
         with self._lock:
             before, self._fd, self._boot, self._ends = self._fd, fd, boot_id, {}
+            for end in stay:
+                self._number += 1
+                self._ends[self._number] = end
             if before >= 0:
                 os.close(before)
             self._write()
@@ -87,6 +93,11 @@ class LooseEnds:
                 self._write(durable=ended.get("what") in DURABLE)
             except OSError:
                 pass  # taken back once more after the next start
+
+    def of(self, what: str) -> list[tuple[int, dict[str, Any]]]:
+        """The steps of this kind that are on record, with their numbers."""
+        with self._lock:
+            return [(number, end) for number, end in self._ends.items() if end["what"] == what]
 
     def take_back(self, numbers: Iterable[int]) -> list[str]:
         """The other step was broken off, and this process goes on. Returns lines for the log."""

@@ -22,7 +22,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import Blobs
-from pact.resources.support import unsealed
+from pact.resources.support import strewn, unsealed
 from pact.resources.support.dress import FILE_FLAGS, WRITTEN, being_written, dress, empowers, ids, may_dress, take_over
 from pact.resources.support.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.support.loose import LOOSE, MADE
@@ -354,6 +354,9 @@ def drop(dirfd: int, fresh: bytes) -> None:
         os.unlink(fresh, dir_fd=dirfd)
     except IsADirectoryError:
         os.rmdir(fresh, dir_fd=dirfd)
+    except OSError as exc:
+        strewn.note(dirfd, exc.errno or 0)
+        raise
 
 
 def _symlink(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:

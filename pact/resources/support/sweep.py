@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pact._fast import syscalls
@@ -57,6 +57,17 @@ def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
         finally:
             os.close(fd)
     return kept
+
+
+def sweep_directory(
+    fd: int, values: Sequence[Attrs], blobs: Blobs, still: Callable[[], bool]
+) -> tuple[bool, list[bytes]]:
+    """Remove temporary files from one directory. ``still()``, after they are listed, says whether what is listed is
+    nobody's. Returns whether nothing is left, and the names of what was kept. Raises OSError."""
+    names = [n for n in map(os.fsencode, os.listdir(fd)) if STALE.match(n)]
+    if not still():
+        return False, []
+    return True, [_keep(fd, name) for name in names if not _swept(fd, name, values, blobs)]
 
 
 def _swept(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) -> bool:
