@@ -112,6 +112,9 @@ class Agent(Sightings):
         self.watching.refresh_mounts()
         self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
         self.watching.rescan_all(self._starting)
+        if hidden := self.watching.tracking.closed(self.node):  # before anything else is recorded of them
+            self.step(Appeared(*self.now(), hidden))
+        self.veil.hide(self.node.state.closed)
         sightings: list[Sighting] = []
         for resource in self.node.state.declared_ids() if self._reboot else ():
             if self.ignore.match(resource) is None and KINDS[resource.partition(":")[0]].volatile:

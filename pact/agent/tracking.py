@@ -330,6 +330,21 @@ class Tracking:
         fresh = [r for r in fresh if tracked.known(node, r) is None]
         return [New(r, {}, owner) for r in fresh if isinstance(KINDS[kind].observe(split_id(r)[1]), dict)], gone
 
+    def closed(self, node: Node) -> list[New]:
+        """Enforced things in closed directories of which the journal does not say that: the version before wrote none
+        of it.  # S2"""
+        state, reachable, out = node.state, dict[bytes, bool](), list[New]()
+        for resource, owner in state.enforced.items():
+            name = split_id(resource)[1]
+            above = os.path.dirname(decode_name(name))
+            if not resource.startswith(PREFIX) or resource in state.closed or self._away(decode_name(name)):
+                continue
+            if above not in reachable:
+                reachable[above] = WALKED.reachable(name)
+            if not reachable[above]:
+                out.append(New(resource, {"secret": True}, owner))
+        return out
+
     def _take_fresh(self, node: Node, now_ns: int, ends_ns: int, everything: bool) -> list[New]:
         out: list[New] = []
         closed: dict[bytes, bool] = {}  # names in closed directories are secrets  # S2

@@ -130,6 +130,12 @@ class Veil:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self._older = Names()  # what records do not say is hidden, and is
+
+    def hide(self, names: Iterable[str]) -> None:
+        """These are hidden in every record, also in those of the version before, which have no mark. Call it at the
+        start, before any other thread asks."""
+        self._older = Names(names)
 
     def digest(self, resource: str, digest: str) -> str:
         """What stands for a content's digest: equal for the same content of the same resource on this node."""
@@ -170,7 +176,7 @@ class Veil:
             return body[:-1] + b',"hash":"' + hash_.encode() + b'"}'
         try:
             record = strict.own(body)
-            shown = self.masked(record, caller) if not_for_all(body) else record
+            shown = self.unnamed(self.masked(record, caller) if not_for_all(body) else record, self._older)
             return orjson.dumps({**shown, "hash": hash_}, option=orjson.OPT_SORT_KEYS)
         except (orjson.JSONEncodeError, RecursionError):
             return without_data(body, hash_)
@@ -183,7 +189,8 @@ class Veil:
         """
         found = _Secrets()
         found.look(value, "")
-        return self.unnamed(self._masked(value, caller, found, "", False), Names(found.closed))
+        masked = self.unnamed(self._masked(value, caller, found, "", False), Names(found.closed))
+        return self.unnamed(masked, self._older)
 
     def told(self, message: str, result: Any) -> str:
         """The message of an answer, without what is left out of its result."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import chain
 import pytest
 from harness import TOP, Agent, World, wait_until
 from newcomers import ETC, empty, etc, made_by
@@ -163,6 +165,47 @@ def test_the_mark_survives_a_restart(another: Callable[..., Agent]) -> None:
     agent.drifted(SECRET)
     agent.restart()
     assert [(words, text) for words, text in said(agent, VIEWER) if NAME in text] == []
+
+
+def _older(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An export as the version before would have written it: no record says what is hidden."""
+    records = list[dict[str, Any]]()
+    for line in lines:
+        if "seq" in line:
+            data = {k: v for k, v in line["data"].items() if k not in ("closed", "salt")}
+            before = records[-1:] or [{"seq": -1, "hash": "0" * 64}]
+            body = {k: v for k, v in line.items() if k != "hash"}
+            records.append(chain.follow(before, **{**body, "data": data}))
+    return [*records, *(x for x in lines if "blob" in x)]
+
+
+def test_a_journal_of_the_version_before_that_has_such_a_name_tells_it_no_more(
+    another: Callable[..., Agent], config: dict[str, Any], tmp_path: Path
+) -> None:
+    agent = another(**config)
+    place = enforced(agent)
+    (place / NAME).write_text("x\n")
+    agent.drifted(SECRET)
+    agent.stop()
+    export = agent.pact("journal", "export", "--config", str(agent.config_path)).out
+    lines = _older([json.loads(line) for line in export.splitlines()])
+    text = tmp_path / "older.jsonl"
+    text.write_text("".join(json.dumps(x) + "\n" for x in [*lines, chain.end(lines)]))
+    shutil.rmtree(agent.state_dir)
+    agent.state_dir.mkdir(mode=0o700)
+    agent.pact("journal", "import", str(text), "--config", str(agent.config_path))
+    agent.start()
+    assert [r for r in agent.records("drift_detected") if r["data"]["resource"] == SECRET], "it is on record"
+    for who in (VIEWER, OPS):
+        assert [(words, told) for words, told in said(agent, who) if NAME in told] == []
+    assert NAME in agent.pact("status", **ADMIN).out
+    seq = agent.status()["journal"]["seq"]
+    agent.restart()
+    assert [(words, told) for words, told in said(agent, VIEWER) if NAME in told] == []
+    assert agent.status()["journal"]["seq"] - seq < 4, "it is marked once"
+    agent.pact("rollback", "--all")
+    assert not (place / NAME).exists()
+    assert agent.pact("journal", "verify", str(agent.journal)).code == 0
 
 
 def test_an_operator_s_pattern_tells_no_name_by_being_refused(agent: Agent) -> None:

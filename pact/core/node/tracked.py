@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from pact.core import ops, strict
 from pact.core.node import access, payloads, recording
 from pact.core.node.desk import Desk
-from pact.core.node.events import Appeared, Asked, Caller
+from pact.core.node.events import Appeared, Asked, Caller, New
 from pact.core.node.pace import AT_LAST_MAX, CROWDED_NS, ENFORCED_MAX, GONE, Untracked
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import UsageError
@@ -117,6 +117,11 @@ def appeared(node: Desk, event: Appeared) -> None:
     state, pace, seen = node.state, node.pace, node.wall_of(event.t_ns)
     if event.beyond is not None:
         pace.beyond = dict(event.beyond)
+    hide = [new for new in event.found if _names_too_much(state, new)]
+    if hide:  # the version before told everybody such names
+        known_ = {n.resource: Untracked(state.enforced[n.resource], seen, dict(n.actual)) for n in hide}
+        for piece in chunked(known_):
+            declare_absent(node, {r: known_[r] for r in piece}, "its directory is closed")
     for new in event.found:
         if new.resource in state:
             continue
@@ -135,6 +140,11 @@ def appeared(node: Desk, event: Appeared) -> None:
         if resource in state.untracked:
             pace.leaving[resource] = None
     flush(node)
+
+
+def _names_too_much(state: State, new: New) -> bool:
+    """Whether this enforced thing is in a closed directory, and the journal does not say so.  # S2"""
+    return bool(new.actual.get("secret")) and new.resource in state.enforced and new.resource not in state.closed
 
 
 def room(node: Desk, key: str) -> int:
