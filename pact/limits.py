@@ -68,7 +68,8 @@ XATTRS_MAX: Final = 64 << 10  # a file's extended attributes, with their names
 # Records
 REFUSALS_AT_ONCE: Final = 100  # of all people on a node who are not administrators; then one a second, with a count
 DENIED_EACH_MAX: Final = 60  # refusals of one account at once; then it is served once a second
-ROOT_DENIED_PER_MINUTE: Final = 60  # refusals of one person in the root's log
+ROOT_DENIED_PER_MINUTE: Final = 60  # refusals of one person in the root's log; of all as on a node, with a count
+ROOT_DENIED_RESERVED: Final = 64  # people whose first refusal in a minute is recorded whatever others do
 TRACKED_AT_ONCE: Final = 100  # records of new things below tracked patterns, of all owners but root together; then
 TRACKED_EACH_S: Final = 2.0  # one in this time, with what came of all of them
 STRANGERS_AT_ONCE: Final = 100  # lines about keys that nobody knows in the log of an aggregator's process; then

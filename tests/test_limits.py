@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_relay import N1, Bench
@@ -14,6 +15,7 @@ from pact.agent.client import Client
 from pact.cluster.nodesets import NodeSets
 from pact.core.node.events import Caller
 from pact.core.records import GENESIS
+from pact.core.root import payloads
 from pact.core.root.envelope import Asker
 from pact.core.root.log import Cursor, RootState
 from pact.core.root.root import Root
@@ -23,7 +25,7 @@ from pact.core.tree.directory import Child, Peer
 from pact.core.tree.outbox import Up
 from pact.core.tree.wire import message
 from pact.errors import EXIT_USAGE, PactError
-from pact.model import Actor, Owner
+from pact.model import NS_PER_S, Actor, Owner
 
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([A-Z_]+)` \| ([^|]+) \| [^|]+ \| `(tests/[\w/]+\.py)::(\w+)` \|$", re.M)
@@ -167,11 +169,34 @@ def test_a_node_set_names_few_nodes_that_nobody_has_heard_of(op: str) -> None:
 @pytest.mark.invariant("S3")
 def test_refusals_do_not_fill_the_root_s_log() -> None:
     root = Root("r", RootState(), 1, NodeSets())
-    for name in ("ann", "bob"):
+    root.start(1, 1, "b", 0)
+    written = list[Any]()
+
+    def records() -> list[Any]:
+        new = [said for said, _, _ in root._own if isinstance(said, payloads.Denied)]
+        root._own.clear()
+        written.extend(new)
+        return new
+
+    records()
+    for name in (f"viewer{n}" for n in range(300)):
         caller = Asker(name, "viewer")
-        for _ in range(10 * limits.ROOT_DENIED_PER_MINUTE):
+        for _ in range(2 * limits.ROOT_DENIED_PER_MINUTE):
             root.record_denied("apply", "needs the role admin", caller)
-    assert len(root._own) == 2 * limits.ROOT_DENIED_PER_MINUTE
+    assert len(records()) <= limits.REFUSALS_AT_ONCE + limits.ROOT_DENIED_RESERVED, "18,000 from many people"
+    for second in range(1, 120):
+        root.at(second * NS_PER_S, 1)
+        root.record_denied("apply", "needs the role admin", Asker("viewer1", "viewer"))
+        if second == 61:
+            records()
+            root.record_denied("apply", "needs the role admin", Asker("ann", "viewer"))
+            assert len(records()) == 1, "who is refused once is on record"
+    root.at(500 * NS_PER_S, 1)
+    root.tell_refusals()
+    assert len(records()) < 130
+    counted = sum(said.beyond + (said.request != "several") for said in written)
+    assert counted == 2 * 300 * limits.ROOT_DENIED_PER_MINUTE + 120, "all are counted"
+    assert root.next_wake_ns() is None
 
 
 @pytest.mark.invariant("S8")

@@ -151,8 +151,11 @@ class NodeForgotten(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Denied(Payload):
+    """``beyond``: how many more refusals have no record."""
+
     request: str
     why: str
+    beyond: int = 0
 
 
 #: By record type.

@@ -76,10 +76,12 @@ class Root(Term):
         self.at(t_ns, wall_ns)
         self.questions.tick()
         self.groups.tick()
+        self.tell_refusals()
         return self.flush()
 
     def next_wake_ns(self) -> int | None:
         wakes = [w for w in (self.questions.next_wake_ns(), self.groups.next_wake_ns()) if w is not None]
+        wakes += [self._refusals.next_ns] if self._refusals.beyond else []
         wakes += [self.rewound.get(n, -REWIND_NS) + REWIND_NS for n in self.behind]
         return min(wakes) if wakes else None
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field
 from typing import Any, Final, Protocol
 
+from pact.core.node.refusals import Refusals
 from pact.core.payload import Payload
 from pact.core.root import chunks, payloads
 from pact.core.root.chunks import Batch
@@ -22,7 +23,7 @@ from pact.core.root.twins import Twins
 from pact.core.tree.seals import HASH_CHARS, RootSeals
 from pact.core.tree.wire import TO_CLIENTS, Head, Message, NewHead, beside, sections
 from pact.errors import UsageError
-from pact.limits import ROOT_DENIED_PER_MINUTE, UNKNOWN_NAMES_MAX
+from pact.limits import ROOT_DENIED_PER_MINUTE, ROOT_DENIED_RESERVED, UNKNOWN_NAMES_MAX
 from pact.model import NS_PER_S, Json, JsonRead
 from pact.values import dataclass
 
@@ -161,6 +162,7 @@ class Term:
         self.behind: dict[str, str] = {}  # node whose records were not taken -> its incarnation
         self.watchers: dict[tuple[str, int], frozenset[str] | None] = {}
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, but a child may already connect
+        self._refusals = Refusals()
         self._denied: tuple[int, dict[str, int]] = (0, {})  # a minute, and how often each user was denied in it
         self.twins = Twins()
         self.shares = Shares(self.limits.share_per_s)
@@ -214,16 +216,31 @@ class Term:
             self.note(f"refused: {what}{f' of {who}' if who else ''}{more} ({count})")
 
     def record_denied(self, op: str, why: str, caller: Asker) -> None:
-        """Record refusals, but not so many that they fill the log."""
+        """Record refusals, but not so many that they fill the log: of one person, and of all together. The next record
+        says how many have none. Who is refused once in a while is always on record.  # S3"""
         minute = self.t_ns // (60 * NS_PER_S)
         if minute != self._denied[0]:
             self._denied = (minute, {})
         counts, user = self._denied[1], caller.user
-        if user not in counts and len(counts) >= DENIED_USERS_MAX:
+        if user in counts or len(counts) < DENIED_USERS_MAX:
+            counts[user] = counts.get(user, 0) + 1
+        refusals = self._refusals
+        if counts.get(user, 0) > ROOT_DENIED_PER_MINUTE:
+            refusals.beyond += 1
             return
-        counts[user] = counts.get(user, 0) + 1
-        if counts[user] <= ROOT_DENIED_PER_MINUTE:
-            self.record(payloads.Denied(request=op, why=why), self.actor(caller))
+        if not refusals.admit(self.t_ns):
+            if counts.get(user) != 1 or len(counts) > ROOT_DENIED_RESERVED:
+                return
+            refusals.beyond -= 1  # it has a record all the same
+        self.record(payloads.Denied(request=op, why=why, beyond=refusals.told()), self.actor(caller))
+
+    def tell_refusals(self) -> None:
+        """After the last refusal, record how many have no record of their own."""
+        refusals = self._refusals
+        if refusals.beyond and refusals.next_ns <= self.t_ns and refusals.admit(self.t_ns):
+            beyond = refusals.told()
+            said = payloads.Denied(request="several", why=f"{beyond} more were refused", beyond=beyond)
+            self.record(said, self.actor())
 
     def fleet(self) -> NewHead:
         """The head of a ``fleet`` message, which ``welcome`` also carries. ``whole_ns``: the time that each hold had
