@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +15,7 @@ import pytest
 from pact.model import Unreadable
 from pact.resources import KINDS
 from pact.resources.base import Keep
+from pact.resources.kinds.file import LEASED
 from pact.resources.support import reading
 from pact.resources.support.dress import dress
 from pact.resources.support.reading import CHANGING, CHUNK, Allowance, read_whole
@@ -145,3 +148,33 @@ def test_a_hundred_megabytes_of_attributes_are_not_read() -> None:
         with open(path, "rb") as f:
             dress(f.fileno(), target, os.fstat(f.fileno()))
         assert os.listxattr(path) == ["user.one"] and FILE.observe(str(path))["xattrs"] == target["xattrs"]  # type: ignore[index]
+
+
+@pytest.mark.invariant("D1")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_lease_of_its_owner_holds_nobody_up_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "leased"
+    path.write_text("x")
+    tmp_path.chmod(0o755)
+    os.chown(path, 2001, 2001)
+    says, asks = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:  # only who owns a file may take a lease on it
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        fd = os.open(path, os.O_RDWR)
+        os.setgid(2001)
+        os.setuid(2001)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        os.write(says[1], b"x")
+        os.read(asks[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(says[0], 1) == b"x"
+        assert FILE.observe(str(path)) == Unreadable(LEASED)
+    finally:
+        os.write(asks[1], b"x")
+        os.waitpid(pid, 0)
+        for fd in (*says, *asks):
+            os.close(fd)
+    seen = FILE.observe(str(path))
+    assert isinstance(seen, dict) and seen["size"] == 1

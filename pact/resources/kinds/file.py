@@ -9,6 +9,7 @@ left out where neither is set). A declaration may name only some of them; only t
 from __future__ import annotations
 
 import base64
+import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -63,6 +64,8 @@ KEYS: Final = frozenset(
 )
 #: The types that can be declared.
 DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
+#: Whoever owns a file may take a lease on it, and then who opens it has to wait, or is refused.
+LEASED: Final = "file: somebody holds a lease on it, and lets nobody read it (F_SETLEASE)"
 #: The attributes that make it a different file.
 CONTENT: Final = ("type", "sha256", "target")
 
@@ -164,7 +167,8 @@ class File(Kind):
         except (FileNotFoundError, NotADirectoryError):
             return None, True
         except OSError as exc:
-            return Unreadable(errno_text("file", exc)), True
+            leased = exc.errno == errno.EAGAIN  # it is opened without waiting
+            return Unreadable(LEASED if leased else errno_text("file", exc)), True
         finally:
             os.close(dirfd)
 
