@@ -266,6 +266,28 @@ def test_rollbacks_that_waited_for_a_consumer_count_as_automatic() -> None:
     assert world.machine[A] == ONE and "contended" in next(iter(world.node.state.changes.values())).reason
 
 
+@pytest.mark.invariant("S3", "F5")
+def test_holders_that_are_others_each_time_do_not_fill_the_journal() -> None:
+    """Each try named two hundred processes, and a person who begins them anew has as many changes blocked as he likes."""
+    world = started(with_settings(on_busy_retry=True))
+    from pact.model import Holder
+
+    for resource, owner in ((A, ANN.owner), (B, BOB.owner)):
+        world.holders[resource] = [Holder(resource, 7, "fd")]
+        world.write(resource, ONE, owner)
+    world.advance(900 * S)
+    before = len([r for r in world.journal if r.type == "rollback_blocked"])
+    assert before == 2
+    for pid in range(100, 300):
+        world.holders.update({r: [Holder(r, pid, "fd")] for r in (A, B)})
+        world.advance(30 * S)
+    told = len([r for r in world.journal if r.type == "rollback_blocked"]) - before
+    assert 100 <= told <= 20 + 101, "400 tries in 6,000 seconds"
+    world.holders.clear()
+    world.advance(60 * S)
+    assert world.machine[A] == world.machine[B] == ZERO, "it is tried as often as before"
+
+
 def test_each_resource_of_a_change_names_the_command_that_drifted_it() -> None:
 
     world = started()

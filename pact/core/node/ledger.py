@@ -12,7 +12,7 @@ from pact.core.node.closed import Names
 from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, Reply
 from pact.core.node.jobs import Job, W, Waiting
 from pact.core.node.pace import Pace
-from pact.core.node.refusals import Refusals
+from pact.core.node.refusals import Bucket, Refusals
 from pact.core.node.state import Hold, State
 from pact.core.node.timers import NamedTimers
 from pact.core.node.windows import magnitude
@@ -21,6 +21,7 @@ from pact.core.plan import Nature
 from pact.core.records import PIECE_MAX, rfc3339, seal
 from pact.core.settings import BILLION
 from pact.errors import PactError
+from pact.limits import BUSY_AT_ONCE, BUSY_EACH_S
 from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs, JsonRead
 
 #: How long before its end a window is announced; a window shorter than twice that is announced at half its length.
@@ -89,6 +90,7 @@ class Ledger:
         self.meant: dict[str, tuple[Attrs | None, list[Hold]]] = {}
         self.waiting: dict[int, Waiting] = {}  # request -> results that its reply still waits for
         self.refusals = Refusals()
+        self.busy_told = Bucket(BUSY_AT_ONCE, int(BUSY_EACH_S * NS_PER_S))
         self.pace = Pace()  # new things below tracked patterns that are not recorded yet
         # Group -> the root's questions about whether its decision is carried out.
         self.deciding: dict[str, list[int]] = {}

@@ -290,7 +290,9 @@ def block(node: Desk, job: Job[RollingBack], change: Change, reason: str, holder
         and change.reason == reason
         and ({(h.pid, h.resource) for h in change.holders} == {(h.pid, h.resource) for h in holders})
     )
-    if not job.work.dry and not again:
+    # Who holds it may be a new process each time. The change is blocked on record already.  # S3
+    often = job.cause == "retry" and change.state == life.BLOCKED and bool(holders) and bool(change.holders)
+    if not job.work.dry and not again and (not often or node.busy_told.admit(node.t_ns)):
         node.record(
             payloads.RollbackBlocked(change=change.id, cause=job.cause, reason=reason, holders=list(holders)),
             job.caller.actor,
