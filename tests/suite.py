@@ -34,7 +34,7 @@ def failed(kept: Path) -> list[str]:
 
 def run(*args: str, kept: Path) -> int:
     """pytest's exit code."""
-    command = [sys.executable, "-m", "pytest", "-p", "cacheprovider", "-o", f"cache_dir={kept}", *args]
+    command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={kept}", *args]
     return subprocess.run(command, check=False).returncode
 
 
