@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import TOP, Agent, wait_until
@@ -125,3 +127,62 @@ def test_what_moves_while_nobody_looks_is_found_by_the_next_start(agent: Agent) 
     assert agent.change_of(f"file:{still}") is None
     agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "declared\n"
+
+
+LAYERED = f"{TOP}/node"
+
+
+@pytest.fixture
+def layered(agent: Agent) -> Iterator[Agent]:
+    """A stateless node: what its image brings lies below, on this file system, and what changes in memory above."""
+    low, above = f"{TOP}/image", f"{TOP}/memory"
+    agent.world.sh(
+        f"mkdir -p {low}/etc/d {above} {LAYERED}; cd {low}/etc; for i in 1 2 3 4 5 6 7 8; do echo image $i > f$i; done;"
+        "echo inner > d/inner; ln -s f1 link; setfacl -m u:2345:r f2; setfattr -n user.note -v kept f3; ln f4 hard;"
+        f"chown 1:2 f5; chmod 600 f6; mount -t tmpfs -o mode=755 m {above}; mkdir {above}/upper {above}/work;"
+        f"mount -t overlay -o lowerdir={low},upperdir={above}/upper,workdir={above}/work o {LAYERED}"
+    )
+    yield agent
+    agent.pact("rollback", "--all", check=None)
+    agent.world.sh(f"umount {LAYERED}; umount {above}; rm -rf {low} {above} {LAYERED}")
+
+
+@pytest.mark.invariant("R5", "R4")
+def test_what_an_image_brought_comes_back(layered: Agent) -> None:
+    """The first write to such a file copies it up: another inode, often of another device, under the same name."""
+    world, place = layered.world, f"{LAYERED}/etc"
+    look = f"cd {place}; getfacl -nR . ; getfattr -dR . ; find . -type f | sort | xargs md5sum; readlink link"
+    layered.pact("adopt", f"file:{place}/**")
+    before = world.sh(look).out
+    drifts = [
+        "echo x >> f1; echo x > f2; echo x > f3; echo x > f6",
+        "chmod 777 f1 f2 d; chown 7:7 f3 d/inner; setfacl -b f2; setfattr -x user.note f3",
+        "rm -r d; rm f1 f2 f5 link; mkdir f7.d; mv f7 f7.d/f7",
+        "mv f1 f1.new; cp f2 f1; mv f1.new f3; ln -sf f2 link; echo y >> hard",
+    ]
+    for drift in drifts:
+        world.sh(f"cd {place}; {drift}")
+        wait_until(lambda: layered.status()["drifted"] >= 3, f"it is seen: {drift}")
+        layered.pact("rollback", "--all")
+        world.sh(f"rm -rf {place}/f7.d {place}/f1.new")
+        assert world.sh(look).out == before, drift
+        assert layered.status()["drifted"] == 0
+
+
+@pytest.mark.invariant("F5")
+@pytest.mark.parametrize("how", ["open", "mapped", "runs"])
+def test_who_uses_what_an_image_brought_stops_its_rollback(layered: Agent, how: str) -> None:
+    path = f"{LAYERED}/etc/f1"
+    if how == "runs":
+        layered.world.sh(f"cp $(command -v sleep) {path}; chmod 755 {path}")
+    layered.adopt(f"file:{path}")
+    layered.world.sh(f"chmod 700 {path}" if how == "runs" else f"echo x >> {path}")
+    layered.drifted(f"file:{path}")
+    if how == "runs":
+        holder = layered.world.popen([path, "1000"])
+        wait_until(lambda: b"f1" in Path(f"/proc/{holder.pid}/cmdline").read_bytes(), "it runs")
+    else:
+        holder = layered.world.python(MAPS.format(1) if how == "mapped" else "f = open(sys.argv[1])\nready()", path)
+    assert {h["pid"] for h in refused(layered, f"file:{path}")} == {holder.pid}
+    layered.world.end(holder)
+    layered.pact("rollback", "--all")
