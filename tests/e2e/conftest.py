@@ -47,20 +47,20 @@ def no_login() -> None:
 
 
 @pytest.fixture(scope="module")
-def files() -> str:
+def file_system() -> str:
     """The file system that tests write on; a module may define a fixture of this name."""
     return FILES
 
 
 @pytest.fixture(scope="module")
-def world(files: str) -> Iterator[World]:
-    world = World(files)
+def world(file_system: str) -> Iterator[World]:
+    world = World(file_system)
     yield world
     world.close()
 
 
 @pytest.fixture(scope="module")
-def base(files: str) -> Iterator[Path]:
+def base(file_system: str) -> Iterator[Path]:
     """A directory with a short path, on the disk, for state, socket and configuration: one for each file system."""
     path = Path(tempfile.mkdtemp(prefix="pact-e2e-"))
     path.chmod(0o755)

@@ -23,7 +23,7 @@ MAPS = (
 
 
 @pytest.fixture(scope="module", params=["xfs", "btrfs", "ext4", "overlay"])
-def files(request: pytest.FixtureRequest) -> str:
+def file_system(request: pytest.FixtureRequest) -> str:
     kind: str = request.param
     with open("/proc/filesystems") as known:
         if kind not in known.read().split():
@@ -51,13 +51,13 @@ def test_the_acls_of_a_directory_come_back_and_are_declared_once(agent: Agent) -
 
 
 @pytest.mark.invariant("R5")
-def test_a_declaration_of_before_has_acls_under_both_names(agent: Agent, files: str) -> None:
+def test_a_declaration_of_before_has_acls_under_both_names(agent: Agent, file_system: str) -> None:
     """It is no drift that the second name is not looked at any more; and no other name of that sort is declared."""
     path = f"{TOP}/twice.conf"
     agent.world.sh(f"echo twice > {path}; setfacl -m u:2345:rwx {path}")
     real = agent.world.path(path)
     stored = base64.b64encode(b"\0" * 8).decode()
-    if files == "xfs":
+    if file_system == "xfs":
         stored = base64.b64encode(os.getxattr(real, "trusted.SGI_ACL_FILE")).decode()
     shown = base64.b64encode(os.getxattr(real, "system.posix_acl_access")).decode()
     table = f'[file."{path}"]\ncontent = {json.dumps(real.read_text())}\n[file."{path}".xattrs]\n'

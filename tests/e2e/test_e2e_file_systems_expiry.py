@@ -16,6 +16,6 @@ from test_e2e_expiry import (  # noqa: F401 - the same on each of them
     test_expiry_restores_mode_owner_and_group,
     test_expiry_restores_what_was_replaced_by_rename,
 )
-from test_e2e_file_systems import files  # noqa: F401
+from test_e2e_file_systems import file_system  # noqa: F401
 
 pytestmark = pytest.mark.needs("setfacl", "setfattr")
