@@ -122,6 +122,37 @@ def test_who_makes_ever_new_names_below_an_enforced_pattern_writes_little_too() 
 
 
 @pytest.mark.invariant("U3", "S3")
+def test_who_makes_a_thousand_long_names_does_not_keep_what_others_do_from_the_journal() -> None:
+    """Ten minutes of one person's silence are nothing; of everybody's, they are time to do something and to hide it."""
+    w = world()
+    found = [New(f"file:/etc/{n}{'x' * 4_000}", dict(FILE), ALICE.owner) for n in range(1_000)]
+    w.feed(lambda: Appeared(w.t_ns, w.wall_ns, found))
+    w.advance(NS_PER_S)
+    w.create(EVIL, {"value": "x"}, BOB.owner)
+    w.advance(60 * NS_PER_S)
+    assert EVIL in w.node.state.untracked
+    w.check()
+
+
+@pytest.mark.invariant("U3", "S3")
+def test_in_a_record_of_many_each_has_a_share() -> None:
+    """Who has most, and whose key comes first, had all of it."""
+    w = world()
+    first = [person(f"a{n}", uid=100_000 + n).owner for n in range(30)]
+    for n in range(150):  # all records of a while are used
+        w.create(f"file:/etc/{n}", {"value": "x"}, person(f"u{n}", uid=200_000 + n).owner)
+    found = [New(f"file:/etc/{owner.user}-{n}", dict(FILE), owner) for owner in first for n in range(500)]
+    w.feed(lambda: Appeared(w.t_ns, w.wall_ns, found))
+    w.create(EVIL, {"value": "x"}, person("zoe", uid=999_999).owner)
+    assert EVIL not in w.node.state.untracked
+    w.advance(10 * NS_PER_S)
+    assert EVIL in w.node.state.untracked
+    w.advance(3600 * NS_PER_S)
+    assert not w.node.pace and len(w.node.state.untracked) == 150 + len(found) + 1
+    w.check()
+
+
+@pytest.mark.invariant("U3", "S3")
 @pytest.mark.parametrize("mode", ["report", "enforce"])
 def test_who_has_thousands_of_user_ids_writes_no_more_than_one(mode: str) -> None:
     """As whoever has a range of them for containers: each was recorded as a person who does little."""

@@ -10,15 +10,17 @@ Refuses to know what a pattern means: the kinds know, through ``Rules``.  # U1, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from sys import maxsize
 from typing import TYPE_CHECKING, Final
 
 from pact.core import ops, strict
 from pact.core.node import access, payloads, recording
 from pact.core.node.desk import Desk
 from pact.core.node.events import Appeared, Asked, Caller, New
-from pact.core.node.pace import AT_LAST_MAX, CROWDED_NS, ENFORCED_MAX, GONE, Untracked
+from pact.core.node.pace import AT_LAST_MAX, CROWDED_NS, ENFORCED_MAX, GONE, Pace, Untracked
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import UsageError
 from pact.limits import MOVING_BYTES
@@ -38,6 +40,7 @@ PATTERNS_MAX: Final = 1_000
 UNTRACKED_MAX: Final = 20_000
 OWNER_MAX: Final = 6_000
 ALONE_MAX: Final = 100  # owners that have a record of their own at one time
+OTHERS_BYTES: Final = 64 << 10  # of names, in a record of those who are not root: long names put off what others do
 CHUNK_BYTES: Final = 128 << 10  # of names: some are four thousand bytes long
 
 
@@ -175,22 +178,25 @@ def flush(node: Desk, *, everything: bool = False) -> None:
     if pace.crowded and pace.weighed_ns + CROWDED_NS <= node.t_ns:
         pace.crowded, pace.weighed_ns = False, node.t_ns
         _weigh_again(node)
-    due = [key for key in sorted(pace.keys()) if everything or pace.due_ns(key) <= node.t_ns]
-    others = [key for key in due if pace.is_others(key)]
-    for key in due:
-        if key not in others:
-            _flush_some(node, [key], UNTRACKED_MAX if everything else pace.most(key))
+    waiting = pace.keys()
+    due = [key for key in waiting if everything or pace.due_ns(key) <= node.t_ns]
+    others = sorted((key for key in due if pace.is_others(key)), key=pace.due_ns)  # who has waited longest, first
+    for key in sorted(set(due).difference(others)):
+        _flush_some(node, [key], UNTRACKED_MAX if everything else pace.most(key))
+    if everything:
+        for keys in [others] if len(others) > ALONE_MAX else [[key] for key in others]:
+            _flush_some(node, keys, UNTRACKED_MAX)
+        pace.others.take(len(others), node.t_ns)
     # One person may have thousands of user ids: beyond the account of them all, all are in one record.
-    if everything or len(others) <= pace.others.left(node.t_ns):
-        together = [others] if len(others) > ALONE_MAX else [[key] for key in others]
-        for keys in together:
-            size = _flush_some(node, keys, UNTRACKED_MAX if everything else pace.most(keys[0]))
+    elif len(others) <= pace.others.left(node.t_ns):
+        for key in others:
+            size = _flush_some(node, [key], pace.most(key), OTHERS_BYTES)
             pace.others.take(1 + size // MOVING_BYTES, node.t_ns)
     elif pace.others.admit(node.t_ns):
-        pace.others.take(_flush_some(node, others, AT_LAST_MAX) // MOVING_BYTES, node.t_ns)
+        pace.others.take(_flush_some(node, others, AT_LAST_MAX, OTHERS_BYTES) // MOVING_BYTES, node.t_ns)
 
 
-def _flush_some(node: Desk, keys: Sequence[str], most: int) -> int:
+def _flush_some(node: Desk, keys: Sequence[str], most: int, most_bytes: int = maxsize) -> int:
     """Record at most so many of the things that wait, of these owners together. Returns the length of their names."""
     pace, size = node.pace, 0
     if GONE in keys:
@@ -199,18 +205,34 @@ def _flush_some(node: Desk, keys: Sequence[str], most: int) -> int:
             del pace.leaving[resource]
         left = [r for r in left if r in node.state.untracked]  # those that were not settled meanwhile
         _record_gone(node, left)
+        pace.recorded(GONE, node.t_ns)
     else:
-        mine = {r: pace.waiting[r] for r in islice((r for key in keys for r in pace.whose[key]), most)}
+        mine = _shares(pace, keys, most, most_bytes)
         size = sum(map(len, mine))
         for resource in mine:
             pace.drop(resource)
+        told = dict.fromkeys(u.owner.key for u in mine.values())
         mine = {r: u for r, u in mine.items() if r not in node.state}
         left = _enforce(node, [(r, u) for r, u in mine.items() if mode_of(node, r) == ENFORCE])
         _record_seen(node, {r: u for r, u in mine.items() if r in left or r not in node.state})
-    for key in keys:
-        if key not in pace.whose or len(keys) == 1:
+        for key in told:
             pace.recorded(key, node.t_ns)
     return size
+
+
+def _shares(pace: Pace, keys: Sequence[str], most: int, most_bytes: int) -> dict[str, Untracked]:
+    """Some of what waits for these owners: one thing of each in turn, so that who has most leaves room for the others.
+    ``most_bytes``: no more, once their names have these."""
+    found: dict[str, list[str]] = {key: [] for key in keys}
+    turns = deque((mine, iter(pace.whose[key])) for key, mine in found.items())
+    while turns and most > 0 and most_bytes > 0:
+        mine, names_ = turns.popleft()
+        resource = next(names_, None)
+        if resource is not None:
+            mine.append(resource)
+            turns.append((mine, names_))
+            most, most_bytes = most - 1, most_bytes - len(resource)
+    return {resource: pace.waiting[resource] for mine in found.values() for resource in mine}
 
 
 def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
