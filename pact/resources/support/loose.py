@@ -57,10 +57,10 @@ class LooseEnds:
             return []
         try:
             known = strict.loads_object(os.pread(fd, BYTES_MAX, 0).rstrip(b"\0 \n") or b"{}", BYTES_MAX)
-            ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] in LASTING]
+            ends = [e for e in known["ends"] if known["boot"] == boot_id or e["what"] in LASTING]
         except (OSError, ValueError, KeyError, TypeError):
             ends = []
-        stay = [e for e in ends if isinstance(e, dict) and e.get("what") in STAYING]
+        stay = [e for e in ends if isinstance(e, dict) and isinstance(what := e.get("what"), str) and what in STAYING]
         said = [text for end in ends if end not in stay for text in _taken_back(end)]
         with self._lock:
             before, self._fd, self._boot, self._ends = self._fd, fd, boot_id, {}

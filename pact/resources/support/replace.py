@@ -240,17 +240,21 @@ def _discard(
     st = lstat(dirfd, aside)
     if st is None:
         return
-    why = ""
-    if (st.st_ino, st.st_mtime_ns, st.st_size) != (expected.st_ino, expected.st_mtime_ns, expected.st_size):
-        why = CHANGED
-    elif not _was_seen(dirfd, aside, st, actual):
-        why = REPLACED
-    elif stat.S_ISREG(st.st_mode):
-        why = _held_or_other(dirfd, aside, actual)
-    if why:
-        _give_back(dirfd, aside, leaf, why, exchanged=exchanged)
-    if ahead is None or not ahead.removes(dirfd, aside, leaf, st, resource):
-        os.unlink(aside, dir_fd=dirfd)
+    try:
+        why = ""
+        if (st.st_ino, st.st_mtime_ns, st.st_size) != (expected.st_ino, expected.st_mtime_ns, expected.st_size):
+            why = CHANGED
+        elif not _was_seen(dirfd, aside, st, actual):
+            why = REPLACED
+        elif stat.S_ISREG(st.st_mode):
+            why = _held_or_other(dirfd, aside, actual)
+        if why:
+            _give_back(dirfd, aside, leaf, why, exchanged=exchanged)
+        if ahead is None or not ahead.removes(dirfd, aside, leaf, st, resource):
+            os.unlink(aside, dir_fd=dirfd)
+    except OSError as exc:
+        strewn.note(dirfd, exc.errno or 0)
+        raise
 
 
 def _held_or_other(dirfd: int, aside: bytes, actual: Attrs | None) -> str:
@@ -509,5 +513,5 @@ def _put_in_place(
         _discard(dirfd, fresh, leaf, st, actual, exchanged=True, resource=resource, ahead=ahead)
     except RestoreError:
         if lstat(dirfd, fresh) is not None:
-            os.unlink(fresh, dir_fd=dirfd)
+            drop(dirfd, fresh)
         raise

@@ -49,9 +49,9 @@ def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
         try:
             names = [n for n in map(os.fsencode, os.listdir(fd)) if STALE.match(n)]
             values = [v for s in own for v in (s.target, s.actual) if v is not None] if names else []
-            for name in names:
-                if not _swept(fd, name, values, blobs):
-                    kept.setdefault(parent, []).append(_keep(fd, name))
+            _, stays = _each_swept(fd, names, values, blobs)
+            if stays:
+                kept[parent] = stays
         except OSError:
             continue
         finally:
@@ -63,11 +63,28 @@ def sweep_directory(
     fd: int, values: Sequence[Attrs], blobs: Blobs, still: Callable[[], bool]
 ) -> tuple[bool, list[bytes]]:
     """Remove temporary files from one directory. ``still()``, after they are listed, says whether what is listed is
-    nobody's. Returns whether nothing is left, and the names of what was kept. Raises OSError."""
+    nobody's. Returns whether nothing is left, and the names of what was kept. Raises OSError if it cannot be listed."""
     names = [n for n in map(os.fsencode, os.listdir(fd)) if STALE.match(n)]
     if not still():
         return False, []
-    return True, [_keep(fd, name) for name in names if not _swept(fd, name, values, blobs)]
+    return _each_swept(fd, names, values, blobs)
+
+
+def _each_swept(fd: int, names: Sequence[bytes], values: Sequence[Attrs], blobs: Blobs) -> tuple[bool, list[bytes]]:
+    """Whether all are gone, and the names of what was kept. One that cannot be removed, or read, does not stop the
+    others: its owner may have arranged that."""
+    gone, kept = True, list[bytes]()
+    for name in names:
+        try:
+            if not _swept(fd, name, values, blobs):
+                kept.append(_keep(fd, name))
+        except FileNotFoundError:
+            continue  # somebody else has removed it
+        except OSError as exc:
+            gone = False
+            if exc.errno in (errno.EPERM, errno.EROFS):
+                break  # the directory is immutable, or its file system read-only: thousands may be in it
+    return gone, kept
 
 
 def _swept(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) -> bool:
