@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -124,6 +125,61 @@ def test_who_cancels_before_anybody_looks_is_counted(server: socket.socket) -> N
             assert found == [rogue.which]
             return
     raise AssertionError("it is not counted")
+
+
+def test_what_was_published_before_somebody_came_does_not_count(server: socket.socket) -> None:
+    """As when many programs of one person come back at once, while much happens."""
+    waiting = Waiting(4 * MEBI)
+    Subscriber(waiting, server, "b").subscribe(b"")
+    waiting.published(FRAMES)
+    many = [Subscriber(waiting, server, "a").subscribe(b"", b"pact.v1.committed.") for _ in range(20)]
+    assert waiting.look() == []
+    for each in many:
+        each.takes()
+    assert publish(waiting) == [] and publish(waiting, (b"pact.v2.", b"")) == []
+
+
+def test_who_changes_topics_and_reads_everything_is_kept(server: socket.socket) -> None:
+    """What is published after it has cancelled, or before it subscribes again, is not sent to it."""
+    waiting = Waiting(4 * MEBI)
+    other = Subscriber(waiting, server, "b").subscribe(b"pact.v1.", b"pact.v1.committed.", b"")
+    one = Subscriber(waiting, server, "a").subscribe(b"pact.v1.", b"pact.v1.rolled_back.")
+    for turn in range(24):
+        one.takes()
+        other.takes(2 * SIZE)
+        waiting.published(FRAMES)
+        one.cancel(b"pact.v1.")
+        waiting.published(FRAMES)
+        if turn % 2:
+            assert waiting.look() == []
+        one.subscribe(b"pact.v1.")
+        for at in range(2 * module.LEFT_MAX * (turn % 3)):  # and others, of which there is nothing
+            one.subscribe(b"%d" % at)
+            one.cancel(b"%d" % at)
+        assert waiting.look() == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_at_least_what_was_sent_is_counted(server: socket.socket, seed: int) -> None:
+    """Whatever it subscribes to and cancels, in whatever order: nobody reads less than is counted."""
+    waiting, rng, sent = Waiting(1 << 50), random.Random(seed), 0
+    names = [b"", b"a", b"ab", b"abc", b"b", b"bc"]
+    Subscriber(waiting, server, "b").subscribe(*names)
+    one = Subscriber(waiting, server, "a")
+    for _ in range(400):
+        match rng.randrange(8):
+            case 0 | 1 | 2:
+                frames = (rng.choice(["abcd", "abx", "ax", "bcd", "c"]).encode(), bytes(rng.randrange(2000)))
+                waiting.published(frames)
+                if any(frames[0].startswith(topic) for topic in one.topics):
+                    sent += sum(map(travelled, map(len, frames)))
+            case 3 | 4 | 5 if missing := [n for n in names if n not in one.topics]:
+                one.subscribe(rng.choice(missing))
+            case 6 if one.topics:
+                one.cancel(rng.choice(sorted(one.topics)))
+            case 7:
+                waiting.look()
+                assert waiting._readers[one.which].waiting >= sent
 
 
 def test_what_libzmq_dropped_does_not_count_for_ever(server: socket.socket) -> None:

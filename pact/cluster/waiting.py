@@ -13,7 +13,7 @@ import fcntl
 import struct
 import termios
 import time
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -36,8 +36,12 @@ class _Reader:
     key: str
     topics: Collection[bytes]  # what it subscribes to now: another owner's set
     acked: int
-    left: set[bytes] = field(default_factory=set)  # cancelled since the last look: what was sent for them counts
-    whole: bool = False  # it has cancelled too many to remember: everything counts until the next look
+    #: Subscribed to since the last look, and what had been published for each since then: that was not sent to it.
+    fresh: dict[bytes, int] = field(default_factory=dict)
+    #: Cancelled since the last look, and what was sent for each until then.
+    left: dict[bytes, int] = field(default_factory=dict)
+    beyond: int = 0  # the same for those that are too many to remember
+    whole: bool = False  # there are such: at worst everything counts until the next look
     stale: bool = True
     roots: list[bytes] = field(default_factory=list)
     waiting: int = 0  # bytes
@@ -86,6 +90,7 @@ class Waiting:
             return
         reader.stale = True
         self._refs[topic] += 1
+        reader.fresh[topic] = self._sent.get(topic, 0)
         if topic not in self._sent:
             self._sent[topic] = 0
             at = bisect_left(self._lengths, len(topic))
@@ -99,9 +104,11 @@ class Waiting:
             return
         reader.stale = True
         self._refs[topic] -= 1
-        if len(reader.left) < LEFT_MAX:
-            reader.left.add(topic)
+        sent = self._sent.get(topic, 0) - reader.fresh.pop(topic, 0)
+        if topic in reader.left or len(reader.left) < LEFT_MAX:
+            reader.left[topic] = reader.left.get(topic, 0) + sent
         else:
+            reader.beyond += sent
             reader.whole = True
 
     def published(self, frames: Collection[bytes]) -> bool:
@@ -140,13 +147,28 @@ class Waiting:
         if reader.stale:
             reader.roots, reader.stale = _roots({*reader.topics, *reader.left}), bool(reader.left)
         sent = self._published if reader.whole else sum(self._sent.get(topic, 0) for topic in reader.roots)
+        if reader.fresh or reader.left:
+            sent = min(sent, self._apart(reader))
         if idle and not sent and acked == reader.acked and not _under_way(fd):
             reader.waiting = 0  # libzmq drops events for whoever has thousands that wait: those were counted
         else:
             reader.waiting = max(0, reader.waiting + sent - (acked - reader.acked))
         reader.acked = acked
+        reader.fresh.clear()
         reader.left.clear()
-        reader.whole = False
+        reader.beyond, reader.whole = 0, False
+
+    def _apart(self, reader: _Reader) -> int:
+        """What was sent since the last look to one that has changed its topics meanwhile, at most: an event counts for
+        each topic that it had for a while only, but once for all that it had all the time."""
+        lasting = _roots(set(reader.topics) - reader.fresh.keys())
+        sent = reader.beyond + sum(self._sent.get(topic, 0) for topic in lasting)
+        whiles = {topic: self._sent.get(topic, 0) - before for topic, before in reader.fresh.items()}
+        for topic, size in (*whiles.items(), *reader.left.items()):
+            at = bisect_right(lasting, topic)
+            if size and not (at and topic.startswith(lasting[at - 1])):
+                sent += size
+        return sent
 
     def _forget(self) -> None:
         """Begin to count anew."""
