@@ -335,13 +335,13 @@ class Tracking:
         of it.  # S2"""
         state, reachable, out = node.state, dict[bytes, bool](), list[New]()
         for resource, owner in state.enforced.items():
+            if not resource.startswith(PREFIX) or resource in state.closed:
+                continue  # names of other kinds are no paths
             name = split_id(resource)[1]
-            above = os.path.dirname(decode_name(name))
-            if not resource.startswith(PREFIX) or resource in state.closed or self._away(decode_name(name)):
-                continue
-            if above not in reachable:
+            above = os.path.dirname(path := decode_name(name))
+            if above not in reachable and not self._away(path):
                 reachable[above] = WALKED.reachable(name)
-            if not reachable[above]:
+            if not reachable.get(above, True):
                 out.append(New(resource, {"secret": True}, owner))
         return out
 
