@@ -58,6 +58,12 @@ def test_the_second_part_has_a_second_try_too(tmp_path: Path) -> None:
     assert tried(tmp_path, once, "-k", "not last") == 0
 
 
+def test_who_fails_and_is_left_out_then_has_not_passed(tmp_path: Path) -> None:
+    text = ONCE.format(n=1).replace("    assert been", "    if been: pytest.skip('gone')\n    assert False")
+    text = "import pytest\n" + text + "def test_last(): pass\n"
+    assert tried(tmp_path, text, "-k", "not last") == suite.FAILED
+
+
 def test_too_many_are_no_accident(tmp_path: Path) -> None:
     text = "".join(ONCE.format(n=n) for n in range(suite.SECOND_TRIES + 1)) + "def test_last(): pass\n"
     assert tried(tmp_path, text) == suite.FAILED

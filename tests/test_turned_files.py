@@ -29,7 +29,7 @@ from pact.errors import RestoreError
 from pact.resources import KINDS
 from pact.resources.kinds.file import leased
 from pact.resources.support import dress
-from pact.resources.support.replace import restore_file
+from pact.resources.support.replace import COPY_MAX, restore_file
 from pact.resources.support.way import turners
 
 RACE_S = float(os.environ.get("PACT_RACE_S", "3"))
@@ -197,6 +197,16 @@ def test_who_has_it_mapped_where_leases_do_not_tell_writes_into_the_old_one(a_ho
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.munmap(hers, 4096)
     assert [p.name for p in a_home.iterdir()] == ["tool"]
+
+
+@pytest.mark.parametrize("a_home", ["overlay"], indirect=True)
+def test_what_is_too_large_to_be_a_new_file_says_why(a_home: Path) -> None:
+    path = made(a_home / "tool", "as declared", ANN, 0o755)
+    os.truncate(path, COPY_MAX + 1)
+    step = Step(f"file:{path}", {"type": "file", "owner": "root", "mode": "4755"}, {"type": "file", "sha256": "0"})
+    with pytest.raises(RestoreError, match="does not tell who has it mapped, and it is another or too large"):
+        restore_file(os.fsencode(path), step, {}.get)
+    assert of(path) == (ANN, "0755")
 
 
 @pytest.mark.parametrize("a_home", ["ext4", "tmpfs"], indirect=True)  # in place; on an overlay it is a new file

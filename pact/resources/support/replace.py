@@ -33,6 +33,7 @@ DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 LEFT: Final = "it was left as it is"
 REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
 OPENED: Final = "it was opened by somebody at the last moment"
+UNTOLD: Final = "the file system does not tell who has it mapped"
 CHANGED: Final = f"it was changed again at the last moment; {LEFT}"
 COPY_MAX: Final = 64 << 20
 PIECE: Final = 64 << 10
@@ -424,7 +425,8 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
             now = os.fstat(fd)
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never change a file that somebody else put there
                 raise RestoreError(REPLACED)
-            if may_dress(dirfd, fd, target):
+            own = may_dress(dirfd, fd, target)
+            if own:
                 if syscalls.leases_tell(fd) or not empowers(now, target):
                     if why := take_over(fd, target, step.actual):
                         raise RestoreError(f"{why}; {LEFT}")
@@ -436,7 +438,8 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
         finally:
             os.close(fd)
         if same is None:
-            raise RestoreError(f"another user can turn a directory on the way, and it is another or too large: {LEFT}")
+            why = UNTOLD if own else "another user can turn a directory on the way"
+            raise RestoreError(f"{why}, and it is another or too large: {LEFT}")
     fresh = ahead.take(dirfd, leaf, st) if ahead is not None else None
     if fresh is None:
         content = same if same is not None else blobs(target["sha256"]) if "sha256" in target else b""
