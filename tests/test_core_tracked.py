@@ -152,6 +152,21 @@ def test_in_a_record_of_many_each_has_a_share() -> None:
     w.check()
 
 
+@pytest.mark.invariant("U3")
+def test_a_commit_that_has_all_recorded_does_not_keep_what_comes_then_from_the_journal() -> None:
+    w = world()
+    owners = [person(f"u{n}", uid=100_000 + n).owner for n in range(2_000)]
+    found = [New(f"file:/etc/{o.user}{'x' * 2_000}", dict(FILE), o) for o in owners]
+    w.feed(lambda: Appeared(w.t_ns, w.wall_ns, found))
+    assert len(w.node.state.untracked) < len(found)
+    w.ask("commit", person("op"), targets=["file:/etc/known"])
+    assert len(w.node.state.untracked) == len(found)
+    w.create(EVIL, {"value": "x"}, BOB.owner)
+    w.advance(60 * NS_PER_S)
+    assert EVIL in w.node.state.untracked
+    w.check()
+
+
 @pytest.mark.invariant("U3", "S3")
 @pytest.mark.parametrize("mode", ["report", "enforce"])
 def test_who_has_thousands_of_user_ids_writes_no_more_than_one(mode: str) -> None:

@@ -186,7 +186,7 @@ def flush(node: Desk, *, everything: bool = False) -> None:
     if everything:
         for keys in [others] if len(others) > ALONE_MAX else [[key] for key in others]:
             _flush_some(node, keys, UNTRACKED_MAX)
-        pace.others.take(len(others), node.t_ns)
+            pace.others.take(1, node.t_ns)
     # One person may have thousands of user ids: beyond the account of them all, all are in one record.
     elif len(others) <= pace.others.left(node.t_ns):
         for key in others:
