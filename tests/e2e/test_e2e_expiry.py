@@ -31,8 +31,8 @@ def mounted(agent: Agent, point: str) -> list[str]:
 def test_expiry_restores_content_and_says_so_in_the_journal(agent: Agent) -> None:
     path = agent.file("content.conf")
     change = agent.drift(path)
-    wait_until(lambda: agent.world.path(path).read_text() == "declared\n", "it was rolled back")
-    agent.settled(f"file:{path}")
+    agent.settled(f"file:{path}")  # who looks into it meanwhile has it open
+    assert agent.world.path(path).read_text() == "declared\n"
     record = agent.newest("rolled_back")
     assert record["data"]["change"] == change["id"] and record["data"]["cause"] == "expired"
     assert record["time"] >= change["deadline"], "not a moment before its deadline"
