@@ -36,7 +36,7 @@ UNREAD_ALL_MAX: Final = (
     1 << 30
 )  # sent by one process to all keys that are no administrator's or aggregator's, and not read
 PUBLIC_CONNECTIONS_EACH_MAX: Final = 1000  # of one key at each public port
-EVENTS_UNREAD_EACH_MAX: Final = 64 << 20  # of events that were sent to all connections of one key, and not read
+EVENTS_UNREAD_EACH_MAX: Final = 64 << 20  # of events not read: of one connection, or a while ago of all of one key
 EVENTS_UNREAD_ALL_MAX: Final = 512 << 20  # to all keys
 REPLAY_UNREAD_EACH_MAX: Final = 4 << 20  # of missed events that one connection has not read; it gets no more
 SILENT_CONNECTIONS_MAX: Final = 256  # of one host at one port, of which nothing was heard yet

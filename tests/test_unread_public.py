@@ -125,3 +125,29 @@ def test_who_reads_long_events_slowly_does_not_fill_the_memory(kit: Hostile) -> 
         assert reader.poll(20_000), f"others get every event: {came}"
         came += len(reader.recv_multipart()[2]) > LONG
     kit.still_at_work()
+
+
+def published(kit: Hostile, chain: Chain, node: zmq.Socket[bytes]) -> None:
+    """One event of ``LONG`` bytes is in the root's log."""
+    batch, ends = chain.batch("committed", data={"text": "x" * LONG}), time.monotonic() + 20
+    line = batch.lines[0] + b"\n"
+    node.send(wire.encode("events", {"batches": [[chain.node, chain.incarnation, batch.first, 1, len(line)]]}, line))
+    while (said := kit.maybe(node, 0.5)) is None or said.kind != "ack":
+        assert time.monotonic() < ends, kit.logs()
+
+
+def test_many_of_one_person_who_read_everything_are_kept(kit: Hostile) -> None:
+    """A long event is on its way to all of them at once; what is so for a moment only is no fault of theirs."""
+    readers = [listener(kit, reads=True) for _ in range(30)]
+    for reader in readers:
+        wait_for(lambda reader=reader: reader.poll(100), 20)  # type: ignore[misc]
+    node, chain = kit.node("n1"), Chain("n1")
+    for _ in range(3):
+        published(kit, chain, node)
+        for reader in readers:
+            ends = time.monotonic() + 20
+            while len(reader.recv_multipart()[2]) < LONG if reader.poll(1000) else time.monotonic() < ends:
+                pass
+            assert time.monotonic() < ends, kit.logs()
+    assert "is cut off" not in kit.logs()
+    kit.still_at_work()

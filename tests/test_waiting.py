@@ -81,7 +81,7 @@ def test_who_reads_what_it_is_sent_is_kept_however_much_it_is(server: socket.soc
 
 
 def test_all_connections_of_a_key_share_and_the_one_with_most_is_cut_off(server: socket.socket) -> None:
-    waiting = Waiting(8 * MEBI)
+    waiting = Waiting(8 * MEBI, patience_s=0)
     first = Subscriber(waiting, server, "a").subscribe(b"pact.")
     other = Subscriber(waiting, server, "b").subscribe(b"")
     elsewhere = Subscriber(waiting, server, "a").subscribe(b"pact.v1.rolled_back.")
@@ -98,7 +98,7 @@ def test_all_connections_of_a_key_share_and_the_one_with_most_is_cut_off(server:
 
 
 def test_many_keys_have_a_bound_together(server: socket.socket) -> None:
-    waiting = Waiting(8 * MEBI, together=12 * MEBI)
+    waiting = Waiting(8 * MEBI, together=12 * MEBI, patience_s=0)
     subscribers = [Subscriber(waiting, server, f"key{at}").subscribe(b"pact.v1.") for at in range(3)]
     for _ in range(3):
         assert publish(waiting) == []

@@ -4,7 +4,7 @@ libzmq keeps thousands of events for each subscriber, however long each event is
 subscriber that reads one event now and then is never stuck, but it could so fill the memory. So every published event
 is counted for the topics that match it, and what each connection's kernel has acknowledged is taken off. Of those for
 which too much waits, the worst are to be cut off. They come again, see by the numbers what they missed, and ask for
-it.  # V4
+it. All that an event is sent to share its memory: for many together only what has waited for a while counts.  # V4
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LOOK_BYTES: Final = 1 << 20  # published since the last look, and the connection
 LOOK_BYTES_MAX: Final = 16 << 20  # so much, and they are looked at however long that takes
 LOOK_SHARE: Final = 4  # otherwise not before this many times as long as the last look took
 IDLE_S: Final = 0.5  # nothing left in this time, and nothing is under way: nothing waits
+PATIENCE_S: Final = 2.0  # for what waits for several connections together: it is on its way to all of them at once
 LEFT_MAX: Final = 16  # cancelled topics of one connection that are remembered until the next look
 
 
@@ -45,6 +46,9 @@ class _Reader:
     stale: bool = True
     roots: list[bytes] = field(default_factory=list)
     waiting: int = 0  # bytes
+    late: int = 0  # of these, what has waited for a while
+    before: int = 0  # bytes that waited at some time before, and are not acknowledged yet
+    before_s: float = 0.0
 
 
 def acked_of(which: Which) -> int | None:
@@ -60,10 +64,11 @@ class Waiting:
         each: int = EVENTS_UNREAD_EACH_MAX,
         together: int = EVENTS_UNREAD_ALL_MAX,
         acked: Callable[[Which], int | None] = acked_of,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """``each``: bytes that may wait for all connections of one key; ``together``: for all keys. ``acked``: as
-        ``acked_of``."""
-        self._each, self._together, self._acked = each, together, acked
+        """``each``: bytes that may wait for one connection, and longer than ``patience_s`` for all of one key;
+        ``together``: for all keys. ``acked``: as ``acked_of``."""
+        self._each, self._together, self._acked, self._patience_s = each, together, acked, patience_s
         self._readers: dict[Which, _Reader] = {}
         self._refs: Counter[bytes] = Counter()  # how many connections subscribe to a topic
         self._sent: dict[bytes, int] = {}  # bytes that were published for each topic since the last look
@@ -136,14 +141,14 @@ class Waiting:
             if acked is None:
                 self.gone(which)
                 continue
-            self._count(which[0], reader, acked, idle)
-            of[reader.key] += reader.waiting
+            self._count(which[0], reader, acked, idle, began_s)
+            of[reader.key] += reader.late
         self._forget()
         self._looked_s = time.monotonic()
         self._due_s = self._looked_s + LOOK_SHARE * (self._looked_s - began_s)
         return self._too_much(of)
 
-    def _count(self, fd: int, reader: _Reader, acked: int, idle: bool) -> None:
+    def _count(self, fd: int, reader: _Reader, acked: int, idle: bool, now_s: float) -> None:
         if reader.stale:
             reader.roots, reader.stale = _roots({*reader.topics, *reader.left}), bool(reader.left)
         sent = self._published if reader.whole else sum(self._sent.get(topic, 0) for topic in reader.roots)
@@ -153,6 +158,10 @@ class Waiting:
             reader.waiting = 0  # libzmq drops events for whoever has thousands that wait: those were counted
         else:
             reader.waiting = max(0, reader.waiting + sent - (acked - reader.acked))
+        reader.before = min(reader.waiting, max(0, reader.before - (acked - reader.acked)))
+        reader.late = min(reader.waiting, max(0, reader.late - (acked - reader.acked)))
+        if now_s - reader.before_s >= self._patience_s:
+            reader.late, reader.before, reader.before_s = reader.before, reader.waiting, now_s
         reader.acked = acked
         reader.fresh.clear()
         reader.left.clear()
@@ -178,15 +187,18 @@ class Waiting:
         self._published = 0
 
     def _too_much(self, of: Counter[str]) -> list[Which]:
+        found = [which for which, reader in self._readers.items() if reader.waiting > self._each]
+        for which in found:
+            of[self._readers[which].key] -= self._readers[which].late
         together = sum(of.values())
-        if together <= self._together and all(waiting <= self._each for waiting in of.values()):
-            return []
-        found = []
-        for which, reader in sorted(self._readers.items(), key=lambda item: (-of[item[1].key], -item[1].waiting)):
-            if together > self._together or of[reader.key] > self._each:
-                found.append(which)
-                of[reader.key] -= reader.waiting
-                together -= reader.waiting
+        if together > self._together or any(late > self._each for late in of.values()):
+            cut = set(found)
+            rest = ((which, reader) for which, reader in self._readers.items() if which not in cut)
+            for which, reader in sorted(rest, key=lambda item: (-of[item[1].key], -item[1].late)):
+                if together > self._together or of[reader.key] > self._each:
+                    found.append(which)
+                    of[reader.key] -= reader.late
+                    together -= reader.late
         for which in found:
             self.gone(which)
         return found
