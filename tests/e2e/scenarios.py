@@ -118,9 +118,16 @@ def apply(site: Site, names: Sequence[str], *more: str, code: int = 0) -> str:
     return str(answer["group"])
 
 
+READ: dict[str, tuple[tuple[int, int, int], str]] = {}
+
+
 def has(site: Site, name: str) -> str:
-    """What the node's kernel has in the file."""
-    return site.nodes[name].path(CONF).read_text()
+    """What the node's kernel has in the file. It is read when it has changed: who has it open stops a rollback."""
+    path = site.nodes[name].path(CONF)
+    st = path.stat()
+    if (now := (st.st_ino, st.st_mtime_ns, st.st_size)) != READ.get(name, ((0, 0, 0), ""))[0]:
+        READ[name] = now, path.read_text()
+    return READ[name][1]
 
 
 def all_recorded(site: Site, names: Sequence[str]) -> bool:
