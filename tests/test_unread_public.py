@@ -48,16 +48,20 @@ def url_of(kit: Hostile, port: str) -> str:
     return next(line.split('"')[1] for line in lines if line.startswith(port))
 
 
-def asker(kit: Hostile, *, reads: bool = False) -> zmq.Socket[bytes]:
-    sock: zmq.Socket[bytes] = kit.context.socket(zmq.DEALER)
+def connected(kit: Hostile, kind: int, port: str, reads: bool) -> zmq.Socket[bytes]:
+    sock: zmq.Socket[bytes] = kit.context.socket(kind)
     kit.sockets.append(sock)
     pair = keys.load(kit.secret("sub"))
     sock.curve_publickey, sock.curve_secretkey = pair.public.encode(), pair.secret.encode()
     sock.curve_serverkey, sock.linger = kit.public["root1"].encode(), 0
     if not reads:
         sock.rcvhwm, sock.rcvbuf = 1, 4096
-    sock.connect(url_of(kit, "replay"))
+    sock.connect(url_of(kit, port))
     return sock
+
+
+def asker(kit: Hostile, *, reads: bool = False) -> zmq.Socket[bytes]:
+    return connected(kit, zmq.DEALER, "replay", reads)
 
 
 def test_who_asks_for_long_events_and_reads_none_does_not_fill_the_memory(kit: Hostile) -> None:
@@ -83,14 +87,7 @@ def test_who_asks_for_long_events_and_reads_none_does_not_fill_the_memory(kit: H
 
 
 def listener(kit: Hostile, topics: tuple[bytes, ...] = (b"",), *, reads: bool = False) -> zmq.Socket[bytes]:
-    sock: zmq.Socket[bytes] = kit.context.socket(zmq.SUB)
-    kit.sockets.append(sock)
-    pair = keys.load(kit.secret("sub"))
-    sock.curve_publickey, sock.curve_secretkey = pair.public.encode(), pair.secret.encode()
-    sock.curve_serverkey, sock.linger = kit.public["root1"].encode(), 0
-    if not reads:
-        sock.rcvhwm, sock.rcvbuf = 1, 4096
-    sock.connect(url_of(kit, "events"))
+    sock = connected(kit, zmq.SUB, "events", reads)
     for topic in topics:
         sock.subscribe(topic)
     return sock

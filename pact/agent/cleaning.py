@@ -37,11 +37,12 @@ class Cleaner:
             self._thread = None  # no thread is possible now
 
     def _work(self) -> None:
-        store = self._store()
         try:
-            for text in strewn.clear(store):
-                log(text)
+            store = self._store()
+            try:
+                for text in strewn.clear(store):
+                    log(text)
+            finally:
+                store.close()
         except Exception as exc:  # nobody expected it: tried again
             log(f"what plans have left is not removed: {exc!r}", 4)
-        finally:
-            store.close()

@@ -26,17 +26,17 @@ SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 ACL_AGAIN: Final = b"trusted.SGI_ACL_"
 #: Attributes that belong to the file system or the kernel. Those of Lustre say where a content lies, and are made with
 #: a file (lustre_idl.h; no Lustre was at hand to try it).
-PRIVATE: Final = (
-    b"trusted.overlay.",
-    b"btrfs.",
-    b"security.ima",
-    b"security.evm",
-    ACL_AGAIN,
-    b"lustre.",
-    *(b"trusted." + name for name in (b"lov", b"lma", b"lmv", b"dmv", b"hsm", b"som", b"link", b"fid")),
+PRIVATE: Final = frozenset(
+    {b"security.ima", b"security.evm"}
+    | {b"trusted." + name for name in (b"lov", b"lma", b"lmv", b"dmv", b"hsm", b"som", b"link", b"fid")}
 )
-#: But for these a new file gets those of the one that it replaces.
-MADE_ANEW: Final = tuple(name for name in PRIVATE if name != b"btrfs.")
+PRIVATE_BEGINS: Final = (b"trusted.overlay.", b"btrfs.", b"lustre.", ACL_AGAIN)
+PROPERTIES: Final = b"btrfs."  # of these a new file gets those of the one that it replaces
+
+
+def is_private(name: bytes) -> bool:
+    """Whether an attribute is not the file's own, but the file system's or the kernel's."""
+    return name in PRIVATE or name.startswith(PRIVATE_BEGINS)
 
 
 def may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
@@ -121,7 +121,7 @@ def _has_xattrs(fd: int, target: Attrs) -> bool:
     wanted = _wanted(target)
     try:
         names = {os.fsencode(n) for n in os.listxattr(fd)}
-        own = {n for n in names if not n.startswith(PRIVATE)}
+        own = {n for n in names if not is_private(n)}
         return own == wanted.keys() and all(os.getxattr(fd, n) == v for n, v in wanted.items())
     except OSError:
         return False
@@ -160,7 +160,7 @@ def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, ol
 
 def own_xattrs(xattrs: Mapping[str, str]) -> dict[str, str]:
     """A file's own among these (name -> base64): a journal of before has the ACLs of XFS under both of their names."""
-    return {k: v for k, v in xattrs.items() if not decode_name(k).startswith(PRIVATE)}
+    return {k: v for k, v in xattrs.items() if not is_private(decode_name(k))}
 
 
 def _wanted(target: Attrs) -> dict[bytes, bytes]:
@@ -173,7 +173,7 @@ def _present_xattrs(dirfd: int, leaf: bytes) -> dict[bytes, bytes]:
     try:
         found, size = {}, 0
         for name in map(os.fsencode, os.listxattr(fd)):
-            if name.startswith(MADE_ANEW):
+            if is_private(name) and not name.startswith(PROPERTIES):
                 continue
             found[name] = os.getxattr(fd, name)
             size += len(name) + len(found[name])
@@ -193,7 +193,7 @@ def _set_xattrs(fd: int, wanted: dict[bytes, bytes], *, exact: bool) -> None:
         present = set()
     if exact:
         for name in present:
-            if name not in wanted and not name.startswith(PRIVATE):
+            if name not in wanted and not is_private(name):
                 try:
                     os.removexattr(fd, name)
                 except OSError as exc:

@@ -17,7 +17,7 @@ from pact.limits import XATTRS_MAX
 from pact.model import Attrs, Observation, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.support.accounts import group_name, user_name
-from pact.resources.support.dress import PRIVATE
+from pact.resources.support.dress import is_private
 from pact.resources.support.flags import flags_at, get_flags, letters_of
 from pact.resources.support.reading import SMALL, read_whole
 from pact.resources.support.way import open_parent, open_regular
@@ -98,7 +98,7 @@ def _small(name: str, looked: Small, keep: Keep | None, signed: dict[str, bytes]
     mode, uid, gid, content, bits, same, (dev, ino, size, mtime_ns, ctime_ns), xattrs = looked
     attrs, digest = _metadata(mode, uid, gid), hashlib.sha256(content).hexdigest()
     attrs["sha256"], attrs["size"] = digest, len(content)
-    attrs["xattrs"] = {encode_name(n): base64.b64encode(raw).decode() for n, raw in sorted(xattrs) if _is_own(n)}
+    attrs["xattrs"] = {encode_name(n): base64.b64encode(raw).decode() for n, raw in sorted(xattrs) if not is_private(n)}
     if letters := letters_of(bits):
         attrs["flags"] = letters
     if signed is not None and same and _is_old(ctime_ns):
@@ -154,11 +154,6 @@ def _regular(
     return attrs
 
 
-def _is_own(name: bytes) -> bool:
-    """Whether an attribute is the file's own, and not one of its file system's or the kernel's."""
-    return not name.startswith(PRIVATE)
-
-
 def read_xattrs(target: bytes | int) -> dict[str, str] | str:
     """The file's own extended attributes, without private ones of file systems. For more than ``XATTRS_MAX`` bytes, the
     reason why not: some file systems let a file's owner give it a hundred megabytes.  # S6
@@ -170,7 +165,7 @@ def read_xattrs(target: bytes | int) -> dict[str, str] | str:
             return {}
         out, size = {}, 0
         for name in sorted(names):
-            if _is_own(os.fsencode(name)):
+            if not is_private(os.fsencode(name)):
                 raw = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
                 size += len(name) + len(raw)
                 if size > XATTRS_MAX:

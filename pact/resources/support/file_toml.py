@@ -9,7 +9,7 @@ from typing import Any
 from pact.host import owned
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import from_base64
-from pact.resources.support.dress import ACL_AGAIN, PRIVATE, own_xattrs
+from pact.resources.support.dress import ACL_AGAIN, is_private, own_xattrs
 
 
 def content(value: dict[str, Any], base_dir: str) -> tuple[Attrs | None, dict[str, bytes], bool]:
@@ -90,6 +90,6 @@ def xattrs(value: Any) -> dict[str, str]:
             raise ValueError(f"xattrs: {name!r} is no attribute's name; write for example user.note")
         from_base64(f"xattrs: {name}", text)
         raw = decode_name(name)
-        if raw.startswith(PRIVATE) and not raw.startswith(ACL_AGAIN):  # that stands in exports of before
+        if is_private(raw) and not raw.startswith(ACL_AGAIN):  # that stands in exports of before
             raise ValueError(f"xattrs: {name} belongs to the kernel or the file system, and cannot be declared")
     return own_xattrs({k: value[k] for k in sorted(value)})
